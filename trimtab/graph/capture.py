@@ -1,0 +1,314 @@
+"""Capture: any module that torch.export can take becomes a Graph."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import CodeGen, GraphModule
+
+from trimtab.core.errors import CaptureError
+from trimtab.graph.clean import clean, user_line
+from trimtab.graph.model import Graph, TensorSpec, shaped
+from trimtab.graph.modes import set_mode
+from trimtab.graph.structure import Arguments, Results, arguments, results
+
+TOLERANCE = 1e-4
+"""Largest relative difference allowed between the graph and the module, both evaluating."""
+
+_BRANCH = "Replace the branch on tensor values by torch.where, or branch on shapes and settings only."
+_LINE = "Write this line with tensor operations that torch.export can take."
+
+
+def capture(model: nn.Module, example: Any) -> Graph:
+    """Capture a module as a Graph that evaluates; `set_mode` switches it to training.
+
+    Args:
+        model: the module; it is not changed.
+        example: one example input with a batch of at least two in dimension 0: a tensor, a tuple
+            of positional arguments, or a dict of keyword arguments. Numbers, strings and None
+            become constants of the graph.
+
+    Raises:
+        CaptureError: torch.export cannot take the module, its batch is fixed, or the graph
+            computes something else than the module (both evaluating, on the example).
+    """
+    call = arguments(model, example)
+    own = _copy(model)
+    with torch.random.fork_rng(), _quiet():
+        expected = _evaluate(own, call, call.tensors)
+        try:
+            graph = _checked(own, call, expected, training=True)
+        except CaptureError as reason:
+            graph = _checked(own, call, expected, training=False).note(
+                "Captured for evaluation only, so training it trains with dropout off and batch-norm "
+                f"statistics fixed: the training forward pass was not captured ({reason})"
+            )
+        return _noted(graph, own, expected)
+
+
+def _checked(own: nn.Module, call: Arguments, expected: Results, training: bool) -> Graph:
+    graph = _export(own, call, training)
+    larger = [
+        torch.cat([t, t[:1]]) if is_batch else t for t, is_batch in zip(call.tensors, call.batched(), strict=True)
+    ]
+    _compare(graph, call.tensors, expected)
+    _compare(graph, larger, _evaluate(own, call, larger))
+    return graph
+
+
+@dataclass
+class _Recorder:
+    """What the forward pass returned while it was being traced."""
+
+    found: list[Results] = field(default_factory=list)
+
+
+class _Flat(nn.Module):
+    """The user's module as a function of flat tensors to a flat tuple of tensors."""
+
+    def __init__(self, user: nn.Module, call: Arguments, recorder: _Recorder) -> None:
+        super().__init__()
+        self.user, self.call, self.recorder = user, call, recorder
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args, kwargs = self.call.rebuild(tensors)
+        found = results(self.user(*args, **kwargs))
+        self.recorder.found.append(found)
+        return tuple(found.tensors.values())
+
+
+def _export(own: nn.Module, call: Arguments, training: bool) -> Graph:
+    recorder = _Recorder()
+    flat = _Flat(own, call, recorder)
+    flat.train(training)
+    auto = tuple({0: torch.export.Dim.AUTO} if is_batch else None for is_batch in call.batched())
+    try:
+        program = torch.export.export(flat, call.tensors, dynamic_shapes=(auto,), strict=False)
+    except Exception as error:  # a user's forward may raise anything; all of it is told as one line
+        raise _explained(error) from error
+    net = program.module(check_guards=False)
+    clean(net)
+    _check_batch(program, call)
+    specs = tuple(
+        TensorSpec(name, tuple(None if i == 0 and is_batch else int(n) for i, n in enumerate(t.shape)), t.dtype)
+        for name, t, is_batch in zip(call.names, call.tensors, call.batched(), strict=True)
+    )
+    found = recorder.found[-1]
+    graph = Graph(_owned(net, own, call), specs, tuple(found.tensors), found.bare)
+    return _with_shapes(set_mode(graph, False))
+
+
+def _owned(net: GraphModule, own: nn.Module, call: Arguments) -> GraphModule:
+    """A fresh module with the user's parameter names, each tensor under its first name."""
+    first: dict[int, str] = {}
+    for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)):
+        first.setdefault(id(tensor), name)
+    tensors: dict[str, Any] = {}
+    for node in net.graph.find_nodes(op="get_attr"):
+        value = _attribute(net, str(node.target))
+        node.target = first.get(id(value), str(node.target).removeprefix("user."))
+        node._rename(node.target.replace(".", "_"))
+        tensors[node.target] = value
+    for node, name in zip(net.graph.find_nodes(op="placeholder"), call.names, strict=True):
+        node.target = name
+        node._rename(name)
+    net.graph.set_codegen(CodeGen())
+    fresh = GraphModule(tensors, net.graph)
+    kept = own.state_dict(keep_vars=True)
+    for name, _ in list(fresh.named_buffers()):
+        if name not in kept:
+            path, _, leaf = name.rpartition(".")
+            fresh.get_submodule(path)._non_persistent_buffers_set.add(leaf)
+    return fresh
+
+
+def _attribute(net: nn.Module, path: str) -> Any:
+    prefix, _, leaf = path.rpartition(".")
+    return getattr(net.get_submodule(prefix), leaf)
+
+
+def _check_batch(program: torch.export.ExportedProgram, call: Arguments) -> None:
+    inputs = [n for n in program.graph.find_nodes(op="placeholder") if n.name in program.graph_signature.user_inputs]
+    for node, is_batch in zip(inputs, call.batched(), strict=True):
+        if is_batch and isinstance(node.meta["val"].shape[0], int):
+            literal = [
+                n for n in program.graph.nodes if any(isinstance(a, (list, tuple)) and call.batch in a for a in n.args)
+            ]
+            raise CaptureError(
+                "capture: the network's code fixes the batch size",
+                where=user_line(literal[0]) if literal else None,
+                got=f"always {call.batch}",
+                expected="any batch size",
+                do=f"Use x.shape[0] or -1 where the code says {call.batch}.",
+            )
+
+
+def _with_shapes(graph: Graph) -> Graph:
+    try:
+        return shaped(graph)
+    except Exception as error:  # shape rules of any operator may raise anything
+        named = re.search(r"While executing %(\w+)", str(error))
+        culprit = [n for n in graph.net.graph.nodes if named and n.name == named[1]]
+        raise CaptureError(
+            "capture: the shapes inside the network cannot be worked out for another batch size",
+            where=user_line(culprit[0]) if culprit else None,
+            got=_first_line(error),
+            do="Let shapes depend on the input's shape only, not on values or a fixed batch size.",
+        ) from error
+
+
+def _evaluate(own: nn.Module, call: Arguments, tensors: Any) -> Results:
+    own.eval()
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad():
+            args, kwargs = call.rebuild([t.clone() for t in tensors])
+            return results(own(*args, **kwargs))
+    except Exception as error:  # as above: the user's own code
+        where = _user_frame(error)
+        size = next(len(t) for t, is_batch in zip(tensors, call.batched(), strict=True) if is_batch)
+        raise CaptureError(
+            f"capture: the network itself fails on a batch of {size} (before anything is captured)",
+            where=where,
+            got=_first_line(error),
+            do="Give an example that the network takes, and make it take any batch size.",
+        ) from error
+
+
+def _compare(graph: Graph, tensors: Any, expected: Results) -> None:
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad():
+            values = graph.net(*(t.clone() for t in tensors))
+    except Exception as error:  # any operator may refuse another batch size
+        raise CaptureError(
+            f"capture: the graph does not run on a batch of {len(tensors[0])}",
+            got=_first_line(error),
+            do="Use x.shape[0] or -1 instead of a fixed size.",
+        ) from error
+    found = dict(zip(graph.outputs, values, strict=True))
+    if found.keys() != expected.tensors.keys():
+        raise CaptureError(
+            "capture: training and evaluation return different things", got=list(found), expected=list(expected.tensors)
+        )
+    for name, value in found.items():
+        wrong = _difference(value, expected.tensors[name])
+        if wrong is not None:
+            raise CaptureError(
+                "capture: the graph computes something else than the network",
+                where=f"output {name}",
+                got=wrong,
+                expected=f"a relative difference below {TOLERANCE}",
+                do="Look for Python random numbers, or values of tensors read in Python (item, tolist, numpy).",
+            )
+
+
+def _difference(value: torch.Tensor, expected: torch.Tensor) -> str | None:
+    if value.shape != expected.shape or value.dtype != expected.dtype:
+        return f"{value.dtype} {tuple(value.shape)} for {expected.dtype} {tuple(expected.shape)}"
+    if not value.dtype.is_floating_point and not value.dtype.is_complex:
+        return None if torch.equal(value, expected) else "other integers"
+    finite = expected[expected.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    # bfloat16 and float16 round more coarsely than the tolerance
+    bound = max(TOLERANCE, 4 * torch.finfo(expected.dtype).eps)
+    if torch.allclose(value, expected, rtol=bound, atol=bound * scale, equal_nan=True):
+        return None
+    return f"a difference of {float((value - expected).abs().nan_to_num().max()):.3g} where values reach {scale:.3g}"
+
+
+def _noted(graph: Graph, own: nn.Module, expected: Results) -> Graph:
+    notes = []
+    used = {id(t) for t in (*graph.net.parameters(), *graph.net.buffers())}
+    idle = [name for name, p in own.named_parameters() if id(p) not in used]
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        notes.append(f"Left out, because the forward pass does not use them: {', '.join(idle[:3])}{more}.")
+    if expected.dropped:
+        notes.append(f"Not an output of the graph, because it is no tensor: {', '.join(expected.dropped)}.")
+    tied = [
+        (name, first)
+        for name, p in own.named_parameters(remove_duplicate=False)
+        for first, q in graph.net.named_parameters()
+        if q is p and name != first
+    ]
+    return replace(graph, tied=tuple(tied)).note(*notes)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:  # a cached result, such as old weight norm's
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a module may hold anything: locks, files, generators
+        raise CaptureError(
+            "capture: the network cannot be copied, and the original is never changed",
+            got=_first_line(error),
+            do="Take open files, locks and other processes' handles out of the module.",
+        ) from error
+
+
+def _explained(error: Exception) -> CaptureError:
+    message = str(error)
+    dependent = any(words in message for words in ("data-dependent", "data dependent", "unbacked"))
+    return CaptureError(
+        "capture: the network's code depends on the values of a tensor"
+        if dependent
+        else "capture: torch.export cannot take the network",
+        where=_user_frame(error),
+        got=_first_line(error),
+        do=_BRANCH if dependent else _LINE,
+    )
+
+
+def _user_frame(error: BaseException) -> str | None:
+    """The last frame outside torch and this package, as `file:line`, along the chain of causes."""
+    homes = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    seen: BaseException | None = error
+    while seen is not None:
+        frames = [
+            f
+            for f in traceback.extract_tb(seen.__traceback__)
+            if f.filename[0] != "<" and not f.filename.startswith(homes)
+        ]
+        if frames:
+            return f"{frames[-1].filename}:{frames[-1].lineno}"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own log of a failed export off the terminal: the error says it in one line."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    loggers = [logger, *(logging.getLogger(n) for n in list(logging.root.manager.loggerDict) if n.startswith("torch."))]
+    levels = [item.level for item in loggers]
+    for item in loggers:
+        item.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for item, level in zip(loggers, levels, strict=True):
+            item.setLevel(level)
