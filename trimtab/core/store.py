@@ -113,9 +113,9 @@ class Store:
         path = self.folder / f"{key}.safetensors"
         try:
             found: dict[str, Tensor] = load_file(path)
-        return found
         except (OSError, SafetensorError) as error:
             raise FileError("read", where=path, got=error) from error
+        return found
 
     def drop(self, key: str) -> None:
         """Forget a step (a checkpoint that its finished step has replaced)."""
