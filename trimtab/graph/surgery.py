@@ -1,0 +1,134 @@
+"""Cut channels out of a graph, with every shape that was baked into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from trimtab.core.errors import SurgeryError
+from trimtab.graph.coupling import Coupling, attribute, couple
+from trimtab.graph.masking import masked
+from trimtab.graph.model import Graph, shaped
+from trimtab.graph.rules import rule
+from trimtab.graph.rules.ties import Bools, Kept, Labels
+
+
+def cut(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
+    """Keep the given units of each named group and remove its others from the network.
+
+    What is computed over a cut dimension (a norm, a mean, a softmax) is computed over what is
+    left; the scale 1/sqrt(d) of attention stays as it was.
+
+    Args:
+        graph: the network; it is not changed.
+        keep: for a group's name, the units to keep, at least one; other groups stay whole.
+
+    Raises:
+        SurgeryError: a group is unknown or must stay whole, or a unit is not one of its own.
+    """
+    coupling = couple(graph)
+    stays = _stays(coupling, keep)
+    result = replace(graph, net=_copied(graph))
+    values = {
+        new: coupling.values[old]
+        for old, new in zip(graph.net.graph.nodes, result.net.graph.nodes, strict=True)
+        if old in coupling.values
+    }
+    kept = Kept(values, stays)
+    _cut_tensors(result, kept)
+    for node in list(result.net.graph.nodes):
+        known = rule(node.target) if node.op == "call_function" else None
+        if known is not None and known.rewrite is not None and node in values:
+            known.rewrite(node, kept)
+    result.net.graph.lint()
+    result.net.recompile()
+    try:
+        shaped(result)
+    except RuntimeError as error:
+        raise SurgeryError("cut: the cut network does not run, nothing was changed", got=error) from error
+    _agree(result, kept)
+    return result
+
+
+def mask(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
+    """The network in its full size that computes what `cut` gives: removed channels are zero.
+
+    Norms, means and softmaxes over a cut dimension run over what is left of it. Slower than the
+    original; it is what surgery is tested against.
+
+    Args:
+        graph: the network; it is not changed.
+        keep: as for `cut`.
+
+    Raises:
+        SurgeryError: as for `cut`.
+    """
+    coupling = couple(graph)
+    return masked(graph, coupling.values, _stays(coupling, keep))
+
+
+def _stays(coupling: Coupling, keep: Mapping[str, Sequence[int]]):  # type: ignore[no-untyped-def]
+    """Which labels stay, as a function of labels."""
+    stays = np.ones(len(coupling.ties), dtype=bool)
+    known = {group.name: group for group in coupling.groups}
+    for name, units in keep.items():
+        if name not in known:
+            raise SurgeryError("cut", where=name, got="no group of this name", do="See trimtab.graph.coupling.groups.")
+        group, chosen = known[name], sorted({int(u) for u in units})
+        for unit in chosen[:1] + chosen[-1:]:
+            if not 0 <= unit < group.size:
+                raise SurgeryError("cut", where=name, got=f"unit {unit}", expected=f"0 to {group.size - 1}")
+        if not chosen:
+            raise SurgeryError("cut", where=name, got="no unit to keep", expected="at least one")
+        if group.reason is not None and len(chosen) < group.size:
+            raise SurgeryError(
+                "cut", where=name, got=f"{len(chosen)} units", expected=f"all {group.size}: {group.reason}"
+            )
+        gone = np.ones(group.size, dtype=bool)
+        gone[chosen] = False
+        stays[coupling.units[name][gone]] = False
+
+    def ask(labels: Labels) -> Bools:
+        return stays[coupling.ties.find(labels)]
+
+    return ask
+
+
+def _copied(graph: Graph) -> torch.fx.GraphModule:
+    return graph.copy().net
+
+
+def _cut_tensors(graph: Graph, kept: Kept) -> None:
+    """Give every parameter and buffer what is left of it; tied ones stay one tensor."""
+    done: dict[int, torch.Tensor] = {}
+    for node in graph.net.graph.nodes:
+        masks = kept.masks(node) if node.op == "get_attr" else {}
+        if not masks:
+            continue
+        path, _, leaf = str(node.target).rpartition(".")
+        owner = attribute(graph.net, path) if path else graph.net
+        tensor = getattr(owner, leaf)
+        if id(tensor) not in done:
+            left = tensor.detach()
+            for dim, keep in masks.items():
+                left = left.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(left.device))
+            done[id(tensor)] = nn.Parameter(left, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else left
+            done[id(done[id(tensor)])] = done[id(tensor)]
+        setattr(owner, leaf, done[id(tensor)])
+
+
+def _agree(graph: Graph, kept: Kept) -> None:
+    """Every tensor of the cut graph has the shape that its labels say."""
+    for node in graph.net.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        for dim, keep in kept.masks(node).items():
+            if value.shape[dim] != keep.sum():
+                raise SurgeryError("cut", where=node.name, got=tuple(value.shape), expected=f"{keep.sum()} at {dim}")
+            if value.shape[dim] == 0:
+                raise SurgeryError("cut", where=node.name, got="nothing left of it", do="Keep more units.")
