@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import re
 import traceback
@@ -15,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import CodeGen, GraphModule
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
 
 from trimtab.core.errors import CaptureError
 from trimtab.graph.clean import clean, user_line
-from trimtab.graph.model import Graph, TensorSpec, shaped
+from trimtab.graph.model import Graph, TensorSpec, place, shaped
 from trimtab.graph.modes import set_mode
 from trimtab.graph.structure import Arguments, Results, arguments, results
 
@@ -59,11 +61,14 @@ def capture(model: nn.Module, example: Any) -> Graph:
 
 def _checked(own: nn.Module, call: Arguments, expected: Results, training: bool) -> Graph:
     graph = _export(own, call, training)
-    larger = [
-        torch.cat([t, t[:1]]) if is_batch else t for t, is_batch in zip(call.tensors, call.batched(), strict=True)
-    ]
     _compare(graph, call.tensors, expected)
+    larger = call.resized(call.batch + 1)
     _compare(graph, larger, _evaluate(own, call, larger))
+    try:  # most networks are deployed at a batch of one, which torch.export does not promise
+        one = call.resized(1)
+        _compare(graph, one, _evaluate(own, call, one))
+    except CaptureError as reason:
+        return graph.note(f"Does not run with a batch of one ({reason})")
     return graph
 
 
@@ -94,7 +99,8 @@ def _export(own: nn.Module, call: Arguments, training: bool) -> Graph:
     flat.train(training)
     auto = tuple({0: torch.export.Dim.AUTO} if is_batch else None for is_batch in call.batched())
     try:
-        program = torch.export.export(flat, call.tensors, dynamic_shapes=(auto,), strict=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # a failed export prints its half-made graph there
+            program = torch.export.export(flat, call.tensors, dynamic_shapes=(auto,), strict=False)
     except Exception as error:  # a user's forward may raise anything; all of it is told as one line
         raise _explained(error) from error
     net = program.module(check_guards=False)
@@ -114,23 +120,17 @@ def _owned(net: GraphModule, own: nn.Module, call: Arguments) -> GraphModule:
     first: dict[int, str] = {}
     for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)):
         first.setdefault(id(tensor), name)
-    tensors: dict[str, Any] = {}
+    root = nn.Module()
     for node in net.graph.find_nodes(op="get_attr"):
         value = _attribute(net, str(node.target))
         node.target = first.get(id(value), str(node.target).removeprefix("user."))
         node._rename(node.target.replace(".", "_"))
-        tensors[node.target] = value
+        place(root, node.target, value)
     for node, name in zip(net.graph.find_nodes(op="placeholder"), call.names, strict=True):
         node.target = name
         node._rename(name)
     net.graph.set_codegen(CodeGen())
-    fresh = GraphModule(tensors, net.graph)
-    kept = own.state_dict(keep_vars=True)
-    for name, _ in list(fresh.named_buffers()):
-        if name not in kept:
-            path, _, leaf = name.rpartition(".")
-            fresh.get_submodule(path)._non_persistent_buffers_set.add(leaf)
-    return fresh
+    return GraphModule(root, net.graph)  # torch.export's input checks stay behind
 
 
 def _attribute(net: nn.Module, path: str) -> Any:
@@ -141,7 +141,8 @@ def _attribute(net: nn.Module, path: str) -> Any:
 def _check_batch(program: torch.export.ExportedProgram, call: Arguments) -> None:
     inputs = [n for n in program.graph.find_nodes(op="placeholder") if n.name in program.graph_signature.user_inputs]
     for node, is_batch in zip(inputs, call.batched(), strict=True):
-        if is_batch and isinstance(node.meta["val"].shape[0], int):
+        size = node.meta["val"].shape[0] if is_batch else None
+        if isinstance(size, int) or (size is not None and size.node.maybe_as_int() is not None):
             literal = [
                 n for n in program.graph.nodes if any(isinstance(a, (list, tuple)) and call.batch in a for a in n.args)
             ]
@@ -243,7 +244,9 @@ def _noted(graph: Graph, own: nn.Module, expected: Results) -> Graph:
         for first, q in graph.net.named_parameters()
         if q is p and name != first
     ]
-    return replace(graph, tied=tuple(tied)).note(*notes)
+    kept = own.state_dict()
+    unsaved = tuple(name for name, _ in graph.net.named_buffers() if name not in kept)
+    return replace(graph, tied=tuple(tied), unsaved=unsaved).note(*notes)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -300,7 +303,6 @@ def _first_line(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Keep torch's own log of a failed export off the terminal: the error says it in one line."""
     logger = logging.getLogger("torch")
-    level = logger.level
     loggers = [logger, *(logging.getLogger(n) for n in list(logging.root.manager.loggerDict) if n.startswith("torch."))]
     levels = [item.level for item in loggers]
     for item in loggers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,9 +41,7 @@ def clean(net: GraphModule) -> None:
 
 def user_line(node: Node) -> str | None:
     """The user's `file:line` that made this node, where it is known."""
-    from torch import __file__ as torch_file
-
-    home = torch_file.rsplit("/", 1)[0] + "/"
+    home = str(Path(torch.__file__).parent)
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
     frames = [line.split('"') for line in lines if line.startswith('File "')]
     mine = [(f[1], f[2].split(",")[1].strip().removeprefix("line ")) for f in frames if not f[1].startswith(home)]
@@ -68,7 +67,7 @@ def _inline(net: GraphModule) -> None:
             raise CaptureError(
                 "capture: control flow inside the network is not supported",
                 where=user_line(node),
-                got=f"torch.{node.target.name()}",
+                got=f"torch.{node.target}",
                 do="Compute every branch and choose with torch.where, or split the network at this line.",
             )
 
@@ -84,7 +83,7 @@ def _splice(net: GraphModule, node: Node, region: Node, inputs: list[Any], detac
         if detach:
             outputs = [_detached(net.graph, value) for value in outputs]
     for user in list(node.users):
-        user.replace_all_uses_with(outputs[user.args[1]])
+        user.replace_all_uses_with(outputs[int(str(user.args[1]))])
         net.graph.erase_node(user)
     net.graph.erase_node(node)
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils._pytree import tree_map_only
 
 EXAMPLE_BATCH = 2
 """The batch size at which `Node.meta["val"]` shapes are written (any value above 1 would do)."""
@@ -56,6 +58,7 @@ class Graph:
         bare: the network returns one tensor as such, not in a container.
         notes: what was left as it was and why, one sentence each.
         tied: the user's further names of a parameter, each with the name under which `net` holds it.
+        unsaved: buffers that are no part of the user's `state_dict`, constants in the code among them.
     """
 
     net: GraphModule
@@ -64,6 +67,7 @@ class Graph:
     bare: bool
     notes: tuple[str, ...] = field(default=())
     tied: tuple[tuple[str, str], ...] = field(default=())
+    unsaved: tuple[str, ...] = field(default=())
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | Outputs:
         """Run on flat inputs; a tensor if the network returns one bare tensor, else `Outputs`."""
@@ -88,13 +92,28 @@ class Graph:
         """Parameters and buffers by name; tied ones appear once, under their first name."""
         return {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters and buffers live; the CPU if there are none."""
+        return next((t.device for t in self.tensors().values()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> Graph:
+        """A copy on another device, with the devices that nodes name (of fresh zeros, of casts) moved too."""
+        place = torch.device(device)
+        moved = self.copy()
+        moved.net.to(place)
+        for node in moved.net.graph.nodes:
+            node.args, node.kwargs = tree_map_only(torch.device, lambda _: place, (node.args, node.kwargs))
+        moved.net.recompile()
+        return shaped(moved)
+
     def example(self, batch: int = EXAMPLE_BATCH, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """Random inputs of the right shapes: normal floats, zero integers, false booleans."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(
-            torch.randn(s.at(batch), generator=generator).to(s.dtype)
+            torch.randn(s.at(batch), generator=generator).to(self.device, s.dtype)
             if s.dtype.is_floating_point
-            else torch.zeros(s.at(batch), dtype=s.dtype)
+            else torch.zeros(s.at(batch), dtype=s.dtype, device=self.device)
             for s in self.inputs
         )
 
@@ -102,6 +121,19 @@ class Graph:
 def shaped(graph: Graph, batch: int = EXAMPLE_BATCH) -> Graph:
     """Write `meta["val"]` on every node of the graph, in place, and return it. Runs no kernel."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        inputs = [torch.empty(s.at(batch), dtype=s.dtype) for s in graph.inputs]
+        inputs = [torch.empty(s.at(batch), dtype=s.dtype, device=graph.device) for s in graph.inputs]
     FakeTensorProp(graph.net, mode).propagate_dont_convert_inputs(*inputs)
     return graph
+
+
+def place(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put a parameter or buffer into a module under a dotted name, in place, with the modules on the way."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        if parent not in root._modules:
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, tensor)
+    else:
+        root.register_buffer(leaf, tensor)

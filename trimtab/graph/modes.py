@@ -33,7 +33,10 @@ def set_mode(graph: Graph, training: bool) -> Graph:
     `meta["train"]` is set are evaluating; the entry holds what training needs back.
     """
     change = _to_training if training else _to_evaluation
-    if any([change(node) for node in graph.nodes()]):
+    changed = 0
+    for node in graph.nodes():
+        changed += change(node)
+    if changed:
         graph.net.recompile()
     graph.net.training = training
     return graph

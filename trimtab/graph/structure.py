@@ -42,6 +42,11 @@ class Arguments:
         """Whether dimension 0 is the batch, for each tensor."""
         return tuple(t.ndim > 0 and t.shape[0] == self.batch for t in self.tensors)
 
+    def resized(self, batch: int) -> tuple[torch.Tensor, ...]:
+        """The tensors with their first rows, or all and some again, for another batch size."""
+        rows = [index % self.batch for index in range(batch)]
+        return tuple(t[rows] if is_batch else t for t, is_batch in zip(self.tensors, self.batched(), strict=True))
+
     def rebuild(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments with other tensors in the same places."""
         fresh = iter(tensors)
