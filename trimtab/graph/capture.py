@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from trimtab.core.errors import CaptureError
@@ -120,12 +120,21 @@ def _owned(net: GraphModule, own: nn.Module, call: Arguments) -> GraphModule:
     first: dict[int, str] = {}
     for name, tensor in (*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)):
         first.setdefault(id(tensor), name)
+    found: dict[str, Node] = {}
     root = nn.Module()
     for node in net.graph.find_nodes(op="get_attr"):
         value = _attribute(net, str(node.target))
         node.target = first.get(id(value), str(node.target).removeprefix("user."))
+        if node.target in found:
+            node.replace_all_uses_with(found[node.target])
+            net.graph.erase_node(node)
+            continue
+        found[node.target] = node
         node._rename(node.target.replace(".", "_"))
         place(root, node.target, value)
+    users_order = {name: index for index, name in enumerate(own.state_dict())}
+    for name in sorted(found, key=lambda name: users_order.get(name, len(users_order)), reverse=True):
+        next(iter(net.graph.nodes)).prepend(found[name])
     for node, name in zip(net.graph.find_nodes(op="placeholder"), call.names, strict=True):
         node.target = name
         node._rename(name)
@@ -232,7 +241,7 @@ def _difference(value: torch.Tensor, expected: torch.Tensor) -> str | None:
 def _noted(graph: Graph, own: nn.Module, expected: Results) -> Graph:
     notes = []
     used = {id(t) for t in (*graph.net.parameters(), *graph.net.buffers())}
-    idle = [name for name, p in own.named_parameters() if id(p) not in used]
+    idle = [name for name, tensor in own.state_dict(keep_vars=True).items() if id(tensor) not in used]
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
         notes.append(f"Left out, because the forward pass does not use them: {', '.join(idle[:3])}{more}.")
