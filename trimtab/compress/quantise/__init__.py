@@ -1,0 +1,1 @@
+"""Quantisation: which tensors, which ranges, fake-quantised to train and in integers to run."""

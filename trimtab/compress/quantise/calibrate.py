@@ -1,0 +1,122 @@
+"""Calibrate: the values that each tensor takes on the calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from trimtab.compress.quantise.ranges import BINS, Histogram
+from trimtab.core.context import Context
+from trimtab.core.errors import InputError
+from trimtab.core.task import unpack
+from trimtab.graph.model import Graph
+
+_RANDOM_BATCHES = 4
+_RANDOM_SIZE = 32
+Inputs = tuple[Tensor, ...]
+
+
+def calibration_inputs(graph: Graph, context: Context) -> tuple[list[Inputs], str | None]:
+    """The inputs to calibrate on, checked, and a note where they are not calibration data.
+
+    Random normal inputs are taken only where the task has no data at all.
+
+    Raises:
+        InputError: the data is empty, misses an input, does not fit, is not finite, or is constant.
+    """
+    names = [spec.name for spec in graph.inputs]
+    batches, where, note = context.calibrate, "calibrate", None
+    if not batches and context.validate:
+        batches, where = context.validate, "validate"
+        note = "Calibrated on the inputs of the validation data: the task gives neither calibrate nor train."
+    if not batches:
+        if context.task.calibrate is not None or context.task.train is not None:
+            raise InputError(
+                "Quantise: no calibration data", got="no batch", expected="at least one", do="Give calibrate= batches."
+            )
+        random = [graph.example(_RANDOM_SIZE, context.seed + i) for i in range(_RANDOM_BATCHES)]
+        return random, "Calibrated on random normal inputs: the task has no data. Give calibrate= for true ranges."
+    inputs = [_fitting(graph, unpack(batch, names, where)[0], where) for batch in batches]
+    for i, spec in enumerate(graph.inputs):
+        values = [batch[i] for batch in inputs]
+        if spec.dtype.is_floating_point and all(bool((v == values[0].flatten()[0]).all()) for v in values):
+            raise InputError(
+                f"Quantise: {where}", where=spec.name, got="the same value everywhere", expected="inputs as in use"
+            )
+    return inputs, note
+
+
+def _fitting(graph: Graph, tensors: Inputs, where: str) -> Inputs:
+    for tensor, spec in zip(tensors, graph.inputs, strict=True):
+        expected = spec.at(tensor.shape[0] if tensor.ndim else 0)
+        if tuple(tensor.shape) != expected or tensor.numel() == 0:
+            shape = tuple("N" if n is None else n for n in spec.shape)
+            raise InputError(f"Quantise: {where}", where=spec.name, got=tuple(tensor.shape), expected=shape)
+        if tensor.dtype != spec.dtype:
+            raise InputError(f"Quantise: {where}", where=spec.name, got=tensor.dtype, expected=spec.dtype)
+        if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise InputError(f"Quantise: {where}", where=spec.name, got=f"{bad} NaN or infinite", expected="numbers")
+    return tensors
+
+
+class _Watching(Interpreter):
+    """Runs a graph and shows the value of some nodes."""
+
+    def __init__(self, graph: Graph, names: Sequence[str], show: Callable[[str, Tensor], None]) -> None:
+        super().__init__(graph.net)
+        self.names, self.show = frozenset(names), show
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            # an operator in place may overwrite it later, so it is read now
+            self.show(n.name, value)
+        return value
+
+
+def histograms(graph: Graph, shares: Mapping[str, str], inputs: Sequence[Inputs]) -> dict[str, Histogram]:
+    """The values of tensors, those that share a range together.
+
+    Two passes: the first finds each range, the second counts in `BINS` equal bins.
+
+    Args:
+        graph: evaluating.
+        shares: node name to the name whose range it shares.
+        inputs: the calibration inputs.
+
+    Returns: for each name that ranges are shared under, its histogram.
+
+    Raises:
+        InputError: a tensor inside the network becomes NaN or infinite.
+    """
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    counts: dict[str, Tensor] = {name: torch.zeros(BINS, dtype=torch.float64) for name in shares.values()}
+
+    def widen(name: str, value: Tensor) -> None:
+        least, most = (float(v) for v in torch.aminmax(value.detach()))
+        if not (abs(least) < float("inf") and abs(most) < float("inf")):
+            raise InputError(
+                "Quantise: NaN or infinity inside the network", where=name, do="Check the data and weights."
+            )
+        first = shares[name]
+        low[first], high[first] = min(low.get(first, least), least), max(high.get(first, most), most)
+
+    def count(name: str, value: Tensor) -> None:
+        first = shares[name]
+        if low[first] == high[first]:
+            counts[first][0] += value.numel()
+        else:
+            counts[first] += torch.histc(value.detach().float(), BINS, low[first], high[first]).double()
+
+    with torch.no_grad():
+        for show in (widen, count):
+            watching = _Watching(graph, tuple(shares), show)
+            for batch in inputs:
+                watching.run(*batch)
+    return {name: Histogram(low[name], high[name], counts[name]) for name in counts}
