@@ -43,6 +43,12 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def cache_folder() -> Path:
+    """Where measurements of this machine are kept across runs: TRIMTAB_CACHE, else trimtab in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+    return Path(os.environ.get("TRIMTAB_CACHE") or default)
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary file beside `path`, then put it in the place of `path`.
 

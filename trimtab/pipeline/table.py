@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from trimtab.core.errors import ExportError
-from trimtab.core.store import Store, digest
+from trimtab.core.store import Store, cache_folder, digest
 from trimtab.core.target import Target
 from trimtab.graph.model import EXAMPLE_BATCH, Graph
 from trimtab.run.kernels import kernel_times
@@ -91,12 +90,6 @@ def _layer(node: Node) -> Layer | None:
         return tuple(int(v) for v in (values * sides if len(values) == 1 else values))
 
     return Layer(shape[1], weight[0], weight[2:], shape[2:], each(stride), each(padding), each(dilation), int(groups))
-
-
-def cache_folder() -> Path:
-    """Where tables are kept across runs: TRIMTAB_CACHE, else trimtab in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
-    return Path(os.environ.get("TRIMTAB_CACHE") or default)
 
 
 def measure(shapes: Iterable[Layer], target: Target, runtime: str, machine: str) -> dict[tuple[Layer, str], float]:

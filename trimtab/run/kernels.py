@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from trimtab.core.errors import InputError
 
+Timed = tuple[str, str, float]
+"""Name, kind and seconds of one node in one run."""
 
-def kernel_times(
+
+@dataclass(frozen=True)
+class Kernel:
+    """A node that the runtime executes.
+
+    Args:
+        name: that the runtime gives it; several may share one (of the layout changes that it adds).
+        kind: the operator in ONNX Runtime (`QLinearConv`), the primitive in OpenVINO (`brgconv_avx512_I8`).
+        seconds: median over the runs; of all nodes of this name together.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+
+
+def kernels(
     path: Path, runtime: str, inputs: dict[str, npt.NDArray[Any]], *, threads: int = 1, runs: int = 60
-) -> dict[str, float]:
-    """Median seconds of each node that the runtime executes, by node name.
+) -> tuple[Kernel, ...]:
+    """The nodes that the runtime executes, in order, with their median times.
 
     A fused node has the name that the runtime gives it: of the convolution or matrix product
     that it was fused around. Conversions that the runtime adds by itself are among the nodes.
@@ -30,15 +49,34 @@ def kernel_times(
         runs: inferences to take the median of, after a tenth as many to warm up.
     """
     if runtime == "onnxruntime":
-        times = _onnxruntime(path, inputs, threads, runs)
+        timed = _onnxruntime(path, inputs, threads, runs)
     elif runtime == "openvino":
-        times = _openvino(path, inputs, threads, runs)
+        timed = _openvino(path, inputs, threads, runs)
     else:
         raise InputError("kernel times", got=runtime, expected="onnxruntime or openvino")
-    return {name: median(values[len(values) // 10 :]) for name, values in times.items()}
+    times: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for name, kind, seconds in timed:
+        times.setdefault(name, []).append(seconds)
+        kinds.setdefault(name, kind)
+    return tuple(Kernel(name, kinds[name], _per_run(values, runs)) for name, values in times.items())
 
 
-def _onnxruntime(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> dict[str, list[float]]:
+def kernel_times(
+    path: Path, runtime: str, inputs: dict[str, npt.NDArray[Any]], *, threads: int = 1, runs: int = 60
+) -> dict[str, float]:
+    """Median seconds of each node that the runtime executes, by node name; arguments as of `kernels`."""
+    return {k.name: k.seconds for k in kernels(path, runtime, inputs, threads=threads, runs=runs)}
+
+
+def _per_run(values: list[float], runs: int) -> float:
+    """Median over the runs, each the sum of the nodes that share a name; the first tenth warms up."""
+    share = max(1, len(values) // (runs + runs // 10))
+    sums = [sum(values[i : i + share]) for i in range(0, len(values), share)]
+    return median(sums[len(sums) // 10 :])
+
+
+def _onnxruntime(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> Iterable[Timed]:
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -51,15 +89,13 @@ def _onnxruntime(path: Path, inputs: dict[str, Any], threads: int, runs: int) ->
         for _ in range(runs + runs // 10):
             session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    times: dict[str, list[float]] = {}
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            times.setdefault(name.removesuffix("_kernel_time"), []).append(event["dur"] * 1e-6)
-    return times
+            yield name.removesuffix("_kernel_time"), event["args"].get("op_name", ""), event["dur"] * 1e-6
 
 
-def _openvino(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> dict[str, list[float]]:
+def _openvino(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> Iterable[Timed]:
     import openvino as ov
 
     core = ov.Core()
@@ -73,10 +109,8 @@ def _openvino(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> di
         "INFERENCE_PRECISION_HINT": "f32",
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    times: dict[str, list[float]] = {}
     for _ in range(runs + runs // 10):
         request.infer(inputs)
         for info in request.get_profiling_info():
             if info.status == ov.ProfilingInfo.Status.EXECUTED:
-                times.setdefault(info.node_name, []).append(info.real_time.total_seconds())
-    return times
+                yield info.node_name, info.exec_type, info.real_time.total_seconds()
