@@ -174,7 +174,8 @@ def _collect(graph: Graph, ties: Ties, sources: dict[str, Node]) -> tuple[tuple[
         seen[new] = True
         for key in sorted(set(zip(made[new].tolist(), number[reason[new]].tolist(), strict=True))):
             keys.setdefault(key, []).append(new[(made[new] == key[0]) & (number[reason[new]] == key[1])])
-    return _groups(keys, sentences, places, count)
+    parameters = dict(graph.net.named_parameters())
+    return _groups(keys, sentences, places, parameters)
 
 
 def _signatures(count: int, ties: Ties, sources: dict[str, Node], places: list[Any]) -> Labels:
@@ -192,9 +193,10 @@ def _signatures(count: int, ties: Ties, sources: dict[str, Node], places: list[A
 
 
 def _groups(
-    keys: dict[tuple[int, int], list[Labels]], sentences: list[str], places: list[Any], count: int
+    keys: dict[tuple[int, int], list[Labels]], sentences: list[str], places: list[Any], parameters: Collection[str]
 ) -> tuple[tuple[Group, ...], dict[str, Labels]]:
-    group_of, unit_of = np.full(count, -1), np.full(count, -1)
+    size = 1 + max((int(roots.max()) for _, _, roots in places), default=0)
+    group_of, unit_of = np.full(size, -1), np.full(size, -1)
     units = [_ordered(np.concatenate(parts), places) for parts in keys.values()]
     for at, roots in enumerate(units):
         group_of[roots], unit_of[roots] = at, np.arange(len(roots))
@@ -207,6 +209,8 @@ def _groups(
     names: dict[str, Labels] = {}
     for at, (_, why) in enumerate(keys):
         first = members[at][0]
+        if first.parameter not in parameters:  # parameters come before buffers
+            continue
         name = base = f"{first.parameter}:{first.dim}"
         again = 1
         while name in names:

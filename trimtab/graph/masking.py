@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from trimtab.graph.model import Graph, shaped
+from trimtab.graph.model import EXAMPLE_BATCH, Graph, shaped
 from trimtab.graph.rules import rule
-from trimtab.graph.rules.ties import Bools, Kept, Labels, Value
+from trimtab.graph.rules.ties import Bools, Kept, Labels, Value, shape
 
 aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ def masked(graph: Graph, values: dict[Node, Value], stays: Callable[[Labels], Bo
     """
     result = graph.copy()
     nodes = list(zip(graph.net.graph.nodes, result.net.graph.nodes, strict=True))
-    kept = Kept({new: values[old] for old, new in nodes if old in values}, stays)
+    kept = Kept(_constant(graph, {new: values[old] for old, new in nodes if old in values}), stays)
     writer = _Writer(result, kept)
     for _, node in nodes:
         known = rule(node.target) if node.op == "call_function" else None
@@ -41,6 +41,18 @@ def masked(graph: Graph, values: dict[Node, Value], stays: Callable[[Labels], Bo
     result.net.graph.lint()
     result.net.recompile()
     return shaped(result)
+
+
+def _constant(graph: Graph, values: dict[Node, Value]) -> dict[Node, Value]:
+    """The labels of dimensions whose size does not depend on the batch; zeros pass through the others."""
+    larger = shaped(graph.copy(), EXAMPLE_BATCH + 1)
+    sizes = {node.name: shape(node) for node in larger.net.graph.nodes}
+    return {
+        node: value
+        if not value or isinstance(value[0], tuple)
+        else tuple(x if a == b else None for x, a, b in zip(value, shape(node), sizes[node.name], strict=True))  # type: ignore
+        for node, value in values.items()
+    }
 
 
 class _Writer:

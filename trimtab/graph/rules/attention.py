@@ -63,7 +63,7 @@ def embedding(ties: Ties, node: Node) -> Value:
     table = ties.of(node.args[0])
     ties.pin(table[0], f"{node.name} picks its rows by the data")
     ties.produce(node.args[0], 1)
-    return (*(None,) * len(shape(node.args[1])), table[1])
+    return (*ties.of(node.args[1]), table[1])
 
 
 def attention(ties: Ties, node: Node) -> Value:

@@ -112,6 +112,19 @@ def ordered(ties: Ties, node: Node) -> Value:
     return ties.of(node.args[0])
 
 
+def weight_norm(ties: Ties, node: Node) -> Value:
+    """w = g v / ||v||, the norm over all dimensions but one."""
+    dims, size = ties.of(node.args[0]), ties.of(node.args[1])
+    for a, b, count in zip(dims, size, shape(node.args[1]), strict=True):
+        if count > 1:
+            ties.tie(a, b, f"{node.name} scales an input that is left whole")
+    return (dims, size) if node.target is aten._weight_norm_interface.default else dims
+
+
+def _places(node: Node) -> Sequence[int]:
+    return [d for d in range(len(shape(node.args[0]))) if d != 1]
+
+
 def _one(node: Node) -> Sequence[int]:
     return [int(node.args[1]) % len(shape(node.args[0]))]  # type: ignore[call-overload]
 
@@ -148,8 +161,9 @@ _SUMS = [
 _NORMS = [aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype]
 _SOFT = [aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default]
 RULES = {
-    aten.batch_norm.default: Rule(per_channel),
-    aten.instance_norm.default: Rule(per_channel),
+    aten.batch_norm.default: Rule(per_channel, None, _places),
+    aten.instance_norm.default: Rule(per_channel, None, _places),
+    **{op: Rule(weight_norm) for op in (aten._weight_norm.default, aten._weight_norm_interface.default)},
     aten.group_norm.default: Rule(per_group, rewrite_per_group, _all_channels),
     aten.layer_norm.default: Rule(over_last, rewrite_over_last, _last),
     aten.rms_norm.default: Rule(over_last, rewrite_over_last, _last),

@@ -163,9 +163,21 @@ def rewrite_unflatten(node: Node, kept: Kept) -> None:
     node.update_arg(2, sizes)
 
 
-VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
+def view_like(ties: Ties, node: Node) -> Value:
+    """A view of the shape of another tensor: where one is cut, the other must be."""
+    dims, like = view(ties, node), ties.of(node.args[1])
+    why = f"{node.name} takes the shape of an input that is left whole"
+    result: list[Labels | None] = []
+    for a, b in zip(dims, like, strict=True):
+        ties.tie(a, b, why)  # type: ignore[arg-type]
+        result.append(None if b is None else a)  # type: ignore[arg-type]
+    return tuple(result)
+
+
+VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.reshape_as.default}
 RULES = {
     **{op: Rule(view, rewrite_view) for op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default)},
     aten.flatten.using_ints: Rule(view),
+    **{op: Rule(view_like) for op in (aten.reshape_as.default, aten.view_as.default)},
     aten.unflatten.int: Rule(view, rewrite_unflatten),
 }
