@@ -44,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where measurements of this machine are kept across runs: TRIMTAB_CACHE, else trimtab in the user's cache folder."""
+    """Where measurements are kept across runs: TRIMTAB_CACHE, else trimtab in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
     return Path(os.environ.get("TRIMTAB_CACHE") or default)
 
