@@ -189,7 +189,9 @@ def cnn_1d() -> Network:
     for out in (16, 32, 32):
         layers += [nn.Conv1d(width, out, 5, padding=2), nn.BatchNorm1d(out), nn.ELU(), nn.MaxPool1d(2)]
         width = out
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(2, 2, 64)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(
+        2, 2, 64
+    )
 
 
 class CausalBlock(nn.Module):
