@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import zipfile
 from collections.abc import Mapping
@@ -135,7 +136,7 @@ def _decoded(data: Mapping[str, np.ndarray]) -> np.ndarray:
 
     jpeg, offset = data["jpeg"], data["offset"]
     pixels = np.empty((len(offset) - 1, 3, 32, 32), np.uint8)
-    for i, (start, end) in enumerate(zip(offset, offset[1:], strict=False)):
+    for i, (start, end) in enumerate(itertools.pairwise(offset)):
         with Image.open(io.BytesIO(jpeg[start:end].tobytes())) as picture:
             pixels[i] = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
     return pixels

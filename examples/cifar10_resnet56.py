@@ -1,6 +1,7 @@
 """ResNet-56 on CIFAR-10: `trimtab fit examples/cifar10_resnet56.py --max-drop 0.01`."""
 
 from cifar10 import resnet_task
+
 from trimtab.core.task import Task
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -155,27 +155,28 @@ def split(batches: Sequence[Batch], seed: int) -> tuple[tuple[Batch, ...], tuple
         order = order[torch.argsort(labels[order], stable=True)]
     per = max(size(batch) for batch in batches)
     halves = (order[0::2].sort().values, order[1::2].sort().values)
-    choosing, proving = (tuple(pick(whole, part) for part in half.split(per)) for half in halves)
+    choosing, proving = (tuple(pick(whole, part) for part in torch.split(half, per)) for half in halves)
     return choosing, proving
 
 
 def size(batch: Batch) -> int:
     """Samples in a batch: dimension 0 of its first tensor."""
-    first = next(_tensors(batch), None)
+    first = next(tensors(batch), None)
     if first is None or first.ndim == 0:
         raise InputError("data: a batch holds no tensor with a dimension", got=type(batch).__name__)
     return int(first.shape[0])
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for member in value.values():
-            yield from _tensors(member)
+            yield from tensors(member)
     elif isinstance(value, (tuple, list)):
         for member in value:
-            yield from _tensors(member)
+            yield from tensors(member)
 
 
 def pick(value: Any, index: Sequence[int] | Tensor) -> Any:
@@ -185,7 +186,7 @@ def pick(value: Any, index: Sequence[int] | Tensor) -> Any:
         return value[rows] if value.ndim else value
     if isinstance(value, Mapping):
         return _mapping(value, {k: pick(v, rows) for k, v in value.items()})
-    if isinstance(value, list) and next(_tensors(value), None) is None:
+    if isinstance(value, list) and next(tensors(value), None) is None:
         return [value[int(i)] for i in rows]
     if isinstance(value, (tuple, list)):
         return tuple(pick(v, rows) for v in value)
@@ -199,7 +200,7 @@ def join(values: Sequence[Any]) -> Any:
         return torch.cat(list(values)) if first.ndim else first
     if isinstance(first, Mapping):
         return _mapping(first, {k: join([v[k] for v in values]) for k in first})
-    if isinstance(first, list) and next(_tensors(first), None) is None:
+    if isinstance(first, list) and next(tensors(first), None) is None:
         return list(itertools.chain.from_iterable(values))
     if isinstance(first, (tuple, list)):
         return tuple(join(members) for members in zip(*values, strict=True))
@@ -219,7 +220,7 @@ def fingerprint(task: Task) -> str:
         inputs = some.inputs if isinstance(some.inputs, Mapping) else {"": some.inputs}
         parts += [data.samples, data.batch, data.shuffle, _source(data.transform), dict(inputs)]
         parts += [data.targets] if data.targets is not None else []
-    elif hasattr(data, "__len__"):
+    elif isinstance(data, Sized):
         parts.append(len(data))
     return digest(*parts)
 

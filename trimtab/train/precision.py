@@ -26,7 +26,8 @@ def concrete(graph: Graph, context: Context, recipe: Recipe) -> Recipe:
     """The recipe with its precision and layout settled: the fastest combination of what it leaves open.
 
     Each combination trains a copy for a few interleaved steps; the shortest are compared, since
-    other work on the machine only ever adds time. With a store the answer is kept, so that a run that is started again computes in the same precision.
+    other work on the machine only ever adds time. With a store the answer is kept, so that a run
+    that is started again computes in the same precision.
     """
     images = any(len(spec.shape) == 4 for spec in graph.inputs)
     layouts = [recipe.channels_last] if recipe.channels_last is not None else [False, True] if images else [False]
@@ -40,7 +41,8 @@ def concrete(graph: Graph, context: Context, recipe: Recipe) -> Recipe:
     settings = [[c.precision, c.channels_last, c.optimiser, c.distil is not None] for c in choices]
     machine = [platform.processor(), platform.machine(), torch.__version__, torch.get_num_threads(), context.device]
     name = f"precision-{digest(structure(graph), settings, size(batch), machine)}"
-    return choices[context.store.once(name, lambda: {"choice": _fastest(graph, context, choices)})["choice"]]
+    chosen = context.store.once(name, lambda: {"choice": _fastest(graph, context, choices)})
+    return choices[int(chosen["choice"])]
 
 
 def _fastest(graph: Graph, context: Context, choices: list[Recipe], rounds: int = 3) -> int:

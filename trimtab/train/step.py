@@ -14,7 +14,7 @@ from trimtab.core.context import Context
 from trimtab.core.errors import InputError, TrimtabError
 from trimtab.core.store import digest
 from trimtab.core.task import Batch, Task
-from trimtab.graph.model import Graph
+from trimtab.graph.model import Graph, Outputs
 from trimtab.graph.modes import set_mode
 from trimtab.train.data import checked
 from trimtab.train.distil import distillation_loss
@@ -122,7 +122,7 @@ def advance(training: Training, batch: Batch, task: Task, recipe: Recipe) -> Non
             do=f"Lower lr below {recipe.lr:g}, set clip=1.0, or look for log(0) and 0/0 in the loss.",
         )
     training.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     if recipe.clip is not None:
         torch.nn.utils.clip_grad_norm_(training.graph.net.parameters(), recipe.clip)
     training.optimiser.step()
@@ -144,12 +144,12 @@ def objective(training: Training, batch: Batch, task: Task, recipe: Recipe) -> T
     Raises:
         InputError: the batch does not fit the graph, or has no labels though the loss needs them.
     """
-    moved = _moved(batch, training.graph.device)
-    inputs, target = checked(moved, training.graph, "train")
+    placed = moved(batch, training.graph.device)
+    inputs, target = checked(placed, training.graph, "train")
     alpha = recipe.distil.alpha if recipe.distil is not None else 1.0
     hard: Tensor | None = None
     if task.step is not None and alpha > 0:
-        hard = task.step(training.network, moved)
+        hard = task.step(training.network, placed)
     else:
         outputs = training.network(*inputs)
         hard = task_loss(task, outputs, target, "train") if task.loss is not None and alpha > 0 else None
@@ -181,11 +181,11 @@ def task_loss(task: Task, outputs: Any, target: Any, where: str) -> Any:
     return task.loss(outputs, target)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if device.type == "cpu":
-        return value
+def moved(value: Any, device: torch.device | str) -> Any:
+    """Tensors in containers, on a device; anything else as it is."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {k: _moved(v, device) for k, v in value.items()}
-    return tuple(_moved(v, device) for v in value) if isinstance(value, (tuple, list)) else value
+        members = {k: moved(v, device) for k, v in value.items()}
+        return Outputs(members) if isinstance(value, Outputs) else members
+    return type(value)(moved(v, device) for v in value) if type(value) in (tuple, list) else value
