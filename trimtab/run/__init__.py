@@ -1,0 +1,25 @@
+"""Run: export a graph, load it in a runtime, time it, and check what it computes in."""
+
+from trimtab.core.errors import InputError
+from trimtab.run.onnxruntime import OnnxRuntime
+from trimtab.run.openvino import OpenVino
+from trimtab.run.runtime import Runtime, Session
+
+__all__ = ["OnnxRuntime", "OpenVino", "Runtime", "Session", "runtime", "runtimes"]
+
+
+def runtimes() -> tuple[Runtime, ...]:
+    """Every runtime that is installed; the first is the default."""
+    return tuple(r for r in (OnnxRuntime(), OpenVino()) if r.available() is None)
+
+
+def runtime(name: str | None) -> Runtime:
+    """A runtime by the name that a target gives it; None is the default.
+
+    Raises:
+        InputError: no runtime has this name. RuntimeMissing comes when a file is loaded.
+    """
+    known: dict[str, Runtime] = {r.name: r for r in (OnnxRuntime(), OpenVino())}
+    if name is not None and name not in known:
+        raise InputError("runtime", got=repr(name), expected=f"one of {', '.join(known)}")
+    return known[name or "onnxruntime"]

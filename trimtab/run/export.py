@@ -1,0 +1,202 @@
+"""Export: a Graph, float or quantised, becomes one small ONNX file that agrees with it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.core.errors import ExportError
+from trimtab.core.store import write_atomic
+from trimtab.graph.model import Graph
+from trimtab.graph.modes import set_mode
+from trimtab.run.pack import pack
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference allowed between a float graph and its file, relative to the output's largest value."""
+QUANTISED_TOLERANCE = 0.1
+"""The same for a quantised graph: root mean square. Torch and a runtime round ties and sums differently,
+and a flipped quantum in an early layer flips others in later ones."""
+_SEPARATE = int(1.8e9)
+"""Bytes of constants above which they go into a file of their own (protobuf ends at 2 GiB)."""
+
+
+def export_onnx(graph: Graph, path: Path) -> None:
+    """Write a graph as ONNX: evaluating, dynamic batch, weights as they are stored (int8 if quantised).
+
+    The file is packed (see `trimtab.run.pack`), checked by ONNX's own checker, loaded in ONNX Runtime, and
+    its outputs compared with the graph's on random inputs.
+
+    Args:
+        graph: float, or with quantise/dequantise nodes; it is not changed.
+        path: of the `.onnx` file; constants of more than 1.8 GB go to `<path>.data` beside it.
+
+    Raises:
+        ExportError: an operator has no ONNX form, the batch would be fixed, or the outputs disagree.
+        FileError: the file cannot be written.
+    """
+    own = _for_export(graph)
+    model = pack(_converted(own), keep=own.tensors().keys())
+    _check_batch(own, model)
+    if sum(_bytes(t) for t in model.graph.initializer) > _SEPARATE:
+        _write_separate(own, model, path)
+        return
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(model.SerializeToString())
+        _check(own, temporary, model)
+
+    write_atomic(path, write)
+
+
+def _for_export(graph: Graph) -> Graph:
+    """An evaluating copy on the CPU, without the counters of batches and what is left unread."""
+    own = set_mode(graph.to("cpu"), False)
+    for node in list(own.net.graph.nodes):
+        if node.target is torch.ops.aten.add_.Tensor and node.args[1] == 0 and not node.users:
+            own.net.graph.erase_node(node)
+    own.net.graph.eliminate_dead_code()
+    own.net.recompile()
+    return own
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether an onnx.ModelProto holds quantise or dequantise nodes."""
+    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
+
+
+def _converted(graph: Graph) -> Any:
+    example = graph.example()
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if None in spec.shape[:1] else None for spec in graph.inputs)
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(graph.net, example, dynamic_shapes=shapes, strict=False)
+            found: Any = torch.onnx.export(
+                program,
+                example,
+                dynamo=True,
+                input_names=[s.name for s in graph.inputs],
+                output_names=list(graph.outputs),
+                verbose=False,
+                external_data=False,
+            )
+            return found.model_proto
+        except Exception as error:  # the exporter raises whatever an operator's translation raises
+            raise ExportError(
+                "export to ONNX",
+                got=_reason(error),
+                do="Replace the operator named here, or keep to torch for this network.",
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    last: BaseException = error
+    while last.__cause__ is not None:
+        last = last.__cause__
+    lines = [line.strip() for line in str(last).splitlines() if line.strip()]
+    return f"{type(last).__name__}: {lines[0] if lines else ''}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's progress, its notes on packages that are not there, and its warnings off the terminal."""
+    logger = logging.getLogger("torch")
+    names = [n for n in list(logging.root.manager.loggerDict) if n.startswith(("torch.", "onnxscript"))]
+    loggers = [logger, *(logging.getLogger(n) for n in (*names, "torch.onnx._internal.exporter._registration"))]
+    levels = [item.level for item in loggers]
+    for item in loggers:
+        item.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for item, level in zip(loggers, levels, strict=True):
+            item.setLevel(level)
+
+
+def _check_batch(graph: Graph, model: Any) -> None:
+    for spec, value in zip(graph.inputs, model.graph.input, strict=True):
+        if spec.shape and spec.shape[0] is None and not value.type.tensor_type.shape.dim[0].dim_param:
+            raise ExportError("export to ONNX", where=f"input {spec.name}", got="a fixed batch", expected="any batch")
+
+
+def _bytes(tensor: Any) -> int:
+    return len(tensor.raw_data)
+
+
+def _write_separate(graph: Graph, model: Any, path: Path) -> None:
+    """Constants into `<path>.data` first, then the model, so that a model is never without them."""
+    import onnx
+
+    quantised = is_quantised(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        onnx.save_model(model, temporary, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+        onnx.checker.check_model(str(temporary))
+        _compare(graph, temporary, quantised)
+        os.replace(Path(folder) / f"{path.name}.data", path.with_name(f"{path.name}.data"))
+        os.replace(temporary, path)
+
+
+def _check(graph: Graph, path: Path, model: Any) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError("export to ONNX: the file is not valid", got=_reason(error)) from error
+    _compare(graph, path, is_quantised(model))
+
+
+def _compare(graph: Graph, path: Path, quantised: bool) -> None:
+    """Batches of 3 (as no example has) through the graph and the file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    inputs = graph.example(batch=3, seed=1)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        given = {s.name: x.numpy() for s, x in zip(graph.inputs, inputs, strict=True)}
+        found = session.run(list(graph.outputs), {i.name: given[i.name] for i in session.get_inputs()})
+    except Exception as error:  # onnxruntime's errors have no common base but Exception
+        raise ExportError("export to ONNX: ONNX Runtime does not run the file", got=_reason(error)) from error
+    with torch.no_grad():
+        values = graph.net(*inputs)
+    for name, value, array in zip(graph.outputs, values, found, strict=True):
+        wrong = difference(array, value.numpy(), quantised)
+        limit = QUANTISED_TOLERANCE if quantised else FLOAT_TOLERANCE
+        if not wrong <= limit:
+            raise ExportError(
+                "export to ONNX: the file computes something else than the network",
+                where=f"output {name}",
+                got=f"a relative difference of {wrong:.2g}",
+                expected=f"at most {limit:g}",
+            )
+
+
+def difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], quantised: bool) -> float:
+    """Relative difference: max |f - e| / max |e|; if quantised, rms(f - e) / rms(e). Infinite if shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.size == 0:
+        return 0.0
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    gap, size = np.where(np.isfinite(b), a - b, 0.0), np.where(np.isfinite(b), b, 0.0)
+    if quantised:
+        return float(np.sqrt(np.mean(gap**2)) / max(np.sqrt(np.mean(size**2)), 1e-12))
+    return float(np.abs(gap).max() / max(np.abs(size).max(), 1e-6))
