@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from trimtab.core.errors import SurgeryError
 from trimtab.graph.model import Graph, shaped
+from trimtab.graph.rules.ties import shape
 
 aten = torch.ops.aten
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
@@ -50,8 +51,8 @@ def _branch(graph: Graph, add: Node, nodes: list[Node], order: dict[Node, int]) 
     if not (isinstance(x, Node) and isinstance(y, Node)) or x is y:
         return None
     source, end = (x, y) if order[x] < order[y] else (y, x)
-    values = [n.meta.get("val") for n in (source, end, add)]
-    if not all(isinstance(v, torch.Tensor) and v.shape == values[0].shape and v.ndim > 1 for v in values):
+    sizes = {shape(n) for n in (source, end, add)}
+    if len(sizes) > 1 or len(sizes.pop()) < 2:
         return None
     if add.kwargs.get("alpha", 1) != 1 or source.op == "get_attr":
         return None
@@ -111,7 +112,7 @@ def _names(parameters: list[tuple[str, ...]], graph: Graph) -> list[str]:
     for i, name in enumerate(names):
         others = [n for j, n in enumerate(names) if j != i]
         if any(other == name or other.startswith(f"{name}.") for other in others):
-            own = next(p for p in parameters[i] if p in weights and weights[p].ndim > 1 or p == parameters[i][-1])
+            own = next(p for p in parameters[i] if (p in weights and weights[p].ndim > 1) or p == parameters[i][-1])
             parts = own.split(".")
             longer = ".".join(parts[: min(len(name.split(".")) + 1, len(parts) - 1)]) if name else parts[0]
             names[i] = longer

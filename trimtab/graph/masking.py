@@ -47,12 +47,11 @@ def _constant(graph: Graph, values: dict[Node, Value]) -> dict[Node, Value]:
     """The labels of dimensions whose size does not depend on the batch; zeros pass through the others."""
     larger = shaped(graph.copy(), EXAMPLE_BATCH + 1)
     sizes = {node.name: shape(node) for node in larger.net.graph.nodes}
-    return {
-        node: value
-        if not value or isinstance(value[0], tuple)
-        else tuple(x if a == b else None for x, a, b in zip(value, shape(node), sizes[node.name], strict=True))  # type: ignore
-        for node, value in values.items()
-    }
+    constant: dict[Node, Value] = {}
+    for node, value in values.items():
+        own: Any = zip(value, shape(node), sizes[node.name], strict=False)
+        constant[node] = tuple(x if a == b else None for x, a, b in own) if shape(node) else value
+    return constant
 
 
 class _Writer:

@@ -6,7 +6,17 @@ from typing import Any
 
 import torch
 
-from trimtab.graph.rules import attention, convolution, elementwise, layout, normalisation, recurrent, spatial, views
+from trimtab.graph.rules import (
+    attention,
+    convolution,
+    elementwise,
+    layout,
+    normalisation,
+    picking,
+    recurrent,
+    spatial,
+    views,
+)
 from trimtab.graph.rules.ties import Rule
 
 RULES: dict[Any, Rule] = {
@@ -15,6 +25,7 @@ RULES: dict[Any, Rule] = {
     **normalisation.RULES,
     **attention.RULES,
     **layout.RULES,
+    **picking.RULES,
     **views.RULES,
     **spatial.RULES,
     **recurrent.RULES,

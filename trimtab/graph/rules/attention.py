@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import Node
 
 from trimtab.graph.rules.elementwise import broadcast
-from trimtab.graph.rules.ties import Dims, Kept, Labels, Rule, Ties, Value, argument, shape
+from trimtab.graph.rules.ties import Dims, Kept, Labels, Rule, Ties, Value, argument, given, shape
 
 aten = torch.ops.aten
 
 
 def linear(ties: Ties, node: Node) -> Value:
     """y = x W' + b, W of (out, in)."""
-    x, weight = ties.of(node.args[0]), ties.of(node.args[1])
+    x, weight = ties.of(given(node, 0)), ties.of(given(node, 1))
     ties.tie(x[-1], weight[-1], f"{node.name} reads an input that is left whole")
     if len(weight) == 1:
         return x[:-1]
     bias = argument(node, 2, "bias")
     if isinstance(bias, Node):
         ties.tie(weight[0], ties.of(bias)[0], "")
-    ties.produce(node.args[1], 0)
+    ties.produce(given(node, 1), 0)
     return (*x[:-1], weight[0])
 
 
 def matmul(ties: Ties, node: Node) -> Value:
     """C = A B over the last dimension of A and the one before last of B; the others broadcast."""
-    a, b = node.args[0], node.args[1]
-    return _product(ties, node, a, b)  # type: ignore[arg-type]
+    a, b = given(node, 0), given(node, 1)
+    return _product(ties, node, a, b)
 
 
 def _product(ties: Ties, node: Node, a: Node, b: Node) -> Dims:
     left, right = ties.of(a), ties.of(b)
     inner = right[-2] if len(right) > 1 else right[0]
-    if left[-1] is not None or inner is not None:
-        ties.tie(left[-1], inner, f"{node.name} sums over it with an input that is left whole")
+    ties.tie(left[-1], inner, f"{node.name} sums over it with an input that is left whole")
     tail: Dims = (left[-2],) if len(left) > 1 else ()
     if len(right) > 1:
         tail = (*tail, right[-1])
@@ -49,21 +49,20 @@ def _product(ties: Ties, node: Node, a: Node, b: Node) -> Dims:
 
 def addmm(ties: Ties, node: Node) -> Value:
     """C = b + A B."""
-    dims = _product(ties, node, node.args[1], node.args[2])  # type: ignore[arg-type]
-    bias = node.args[0]
+    dims = _product(ties, node, given(node, 1), given(node, 2))
+    bias = given(node, 0)
     for dim in range(1, len(shape(bias)) + 1):
         if shape(bias)[-dim] == shape(node)[-dim]:
-            if dims[-dim] is not None or ties.of(bias)[-dim] is not None:
-                ties.tie(dims[-dim], ties.of(bias)[-dim], f"{node.name} adds a term that is left whole")
+            ties.tie(dims[-dim], ties.of(bias)[-dim], f"{node.name} adds a term that is left whole")
     return dims
 
 
 def embedding(ties: Ties, node: Node) -> Value:
     """Rows of a table (vocabulary, width) by index: the width is cut, the vocabulary is not."""
-    table = ties.of(node.args[0])
+    table = ties.of(given(node, 0))
     ties.pin(table[0], f"{node.name} picks its rows by the data")
-    ties.produce(node.args[0], 1)
-    return (*ties.of(node.args[1]), table[1])
+    ties.produce(given(node, 0), 1)
+    return (*ties.of(given(node, 1)), table[1])
 
 
 def attention(ties: Ties, node: Node) -> Value:
@@ -72,8 +71,7 @@ def attention(ties: Ties, node: Node) -> Value:
     one, two, three = ties.of(q), ties.of(k), ties.of(v)
     why = f"{node.name} meets an input that is left whole"
     for a, b in ((one[-1], two[-1]), (two[-2], three[-2])):
-        if a is not None or b is not None:
-            ties.tie(a, b, why)
+        ties.tie(a, b, why)
     for source, dims in ((q, one), (k, two), (v, three)):
         for dim in range(len(dims) - 2):
             if dims[dim] is None and shape(source)[dim] > 1 and one[dim] is not None:
@@ -106,19 +104,18 @@ def _masked(ties: Ties, node: Node, mask: Node, dims: Dims) -> None:
     for dim in range(1, len(sizes) + 1):
         if sizes[-dim] == 1:
             continue
-        if dims[-dim] is not None or labels[-dim] is not None:
-            ties.tie(dims[-dim], labels[-dim], f"{node.name} has a mask that is left whole")
+        ties.tie(dims[-dim], labels[-dim], f"{node.name} has a mask that is left whole")
 
 
 def rewrite_attention(node: Node, kept: Kept) -> None:
     """The scale 1 / sqrt(d) stays that of the uncut width."""
-    if kept.mask(node.args[0], len(shape(node.args[0])) - 1) is not None and node.kwargs.get("scale") is None:
-        node.update_kwarg("scale", 1 / math.sqrt(shape(node.args[0])[-1]))
+    if kept.mask(given(node, 0), len(shape(given(node, 0))) - 1) is not None and node.kwargs.get("scale") is None:
+        node.update_kwarg("scale", 1 / math.sqrt(shape(given(node, 0))[-1]))
 
 
 def einsum(ties: Ties, node: Node) -> Value:
     """Letters that are the same are tied; an ellipsis is left whole."""
-    equation, inputs = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    equation, inputs = str(given(node, 0)).replace(" ", ""), list(given(node, 1))
     if "." in equation or "->" not in equation:
         for arg in inputs:
             for dim in ties.of(arg):
@@ -130,12 +127,12 @@ def einsum(ties: Ties, node: Node) -> Value:
         for letter, labels in zip(term, ties.of(arg), strict=True):
             if letter not in letters:
                 letters[letter] = labels
-            elif letters[letter] is not None or labels is not None:
+            else:
                 ties.tie(letters[letter], labels, f"{node.name} meets an input that is left whole")
     return tuple(letters[letter] for letter in out)
 
 
-RULES = {
+RULES: dict[Any, Rule] = {
     aten.linear.default: Rule(linear),
     **{op: Rule(matmul) for op in (aten.matmul.default, aten.mm.default, aten.bmm.default)},
     **{op: Rule(addmm) for op in (aten.addmm.default, aten.baddbmm.default)},

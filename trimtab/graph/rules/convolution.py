@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.fx import Node
 
-from trimtab.graph.rules.ties import Kept, Labels, Rule, Ties, Value, argument, set_argument, shape
+from trimtab.graph.rules.ties import Kept, Labels, Rule, Ties, Value, argument, given, set_argument, shape
 
 aten = torch.ops.aten
 
@@ -14,13 +16,13 @@ aten = torch.ops.aten
 def _layout(node: Node) -> tuple[bool, int, int]:
     """Whether it is transposed, where the number of groups stands, and what it is."""
     if node.target is aten.convolution.default:
-        return bool(node.args[6]), 8, int(node.args[8])  # type: ignore[arg-type]
+        return bool(given(node, 6)), 8, int(given(node, 8))
     return "transpose" in str(node.target), 6, int(argument(node, 6, "groups", 1))
 
 
 def convolution(ties: Ties, node: Node) -> Value:
     """Weights are (out, in / groups, ...), or (in, out / groups, ...) where transposed; a group is one unit."""
-    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
+    x, weight, bias = given(node, 0), given(node, 1), argument(node, 2, "bias")
     transposed, _, groups = _layout(node)
     rank = len(shape(weight))
     wide, thin = ties.of(weight)[:2]
@@ -42,7 +44,7 @@ def convolution(ties: Ties, node: Node) -> Value:
 
 
 def _grouped(ties: Ties, node: Node, transposed: bool, groups: int) -> Labels | None:
-    x, weight = node.args[0], node.args[1]
+    x, weight = given(node, 0), given(node, 1)
     wide, thin = ties.of(weight)[:2]
     ties.hide(thin)
     source = ties.of(x)[-len(shape(weight)) + 1]
@@ -61,7 +63,7 @@ def _grouped(ties: Ties, node: Node, transposed: bool, groups: int) -> Labels | 
 def rewrite_groups(node: Node, kept: Kept) -> None:
     """A grouped convolution keeps whole groups: as many as are left."""
     _, at, groups = _layout(node)
-    mask = kept.mask(node.args[1], 0)
+    mask = kept.mask(given(node, 1), 0)
     if groups > 1 and mask is not None:
         set_argument(node, at, "groups", int(mask.sum()) * groups // len(mask))
 
@@ -71,4 +73,4 @@ _OPS = [
     aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     aten.convolution.default,
 ]  # fmt: skip
-RULES = {op: Rule(convolution, rewrite_groups) for op in _OPS}
+RULES: dict[Any, Rule] = {op: Rule(convolution, rewrite_groups) for op in _OPS}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch.fx import Node
 
-from trimtab.graph.rules.ties import Dims, Rule, Ties, Value, shape
-import torch
+from trimtab.graph.rules.ties import Dims, Labels, Rule, Ties, Value, given, shape
 
 aten = torch.ops.aten
 
@@ -19,7 +21,7 @@ def broadcast(ties: Ties, node: Node, inputs: list[Node], rank: int | None = Non
     """The labels of a result over which inputs broadcast, in its first `rank` dimensions."""
     out = shape(node)
     rank = len(out) if rank is None else rank
-    result: list = [None] * rank
+    result: list[Labels | None] = [None] * rank
     for dim in range(rank):
         whole, found = False, []
         for arg in inputs:
@@ -44,12 +46,12 @@ def broadcast(ties: Ties, node: Node, inputs: list[Node], rank: int | None = Non
 
 def passed(ties: Ties, node: Node) -> Value:
     """The result has the labels of the first input."""
-    return ties.of(node.args[0])
+    return ties.of(given(node, 0))
 
 
 def passed_twice(ties: Ties, node: Node) -> Value:
     """Both results (a value and its mask) have the labels of the first input."""
-    return ties.of(node.args[0]), ties.of(node.args[0])
+    return ties.of(given(node, 0)), ties.of(given(node, 0))
 
 
 def nothing(ties: Ties, node: Node) -> Value:
@@ -59,7 +61,7 @@ def nothing(ties: Ties, node: Node) -> Value:
 
 def prelu(ties: Ties, node: Node) -> Value:
     """y = max(0, x) + a min(0, x), with one a or one for each channel (dimension 1)."""
-    dims, slope = ties.of(node.args[0]), node.args[1]
+    dims, slope = ties.of(given(node, 0)), given(node, 1)
     if shape(slope) and shape(slope)[0] > 1:
         ties.tie(dims[1], ties.of(slope)[0], f"{node.name} has one slope for each of its channels")
     return dims
@@ -80,9 +82,10 @@ _POINTWISE = [
     aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.where.self, aten.copy_.default,
     aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor, aten.__iand__.Tensor, aten.__ior__.Tensor,
     aten.multiply.Tensor, aten.subtract.Tensor, aten.divide.Tensor, aten.floor_divide.default,
-    aten.floor_divide.Scalar, aten.mul_.Tensor, aten.sub_.Tensor, aten.div_.Tensor, aten.add_.Tensor, aten.relu_.default,
+    aten.floor_divide.Scalar, aten.mul_.Tensor, aten.sub_.Tensor, aten.div_.Tensor, aten.add_.Tensor,
+    aten.relu_.default,
 ]  # fmt: skip
-RULES = {
+RULES: dict[Any, Rule] = {
     **{op: Rule(passed) for op in _PASSED},
     **{op: Rule(pointwise) for op in _POINTWISE},
     aten.native_dropout.default: Rule(passed_twice),

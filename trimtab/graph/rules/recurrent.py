@@ -20,15 +20,15 @@ def recurrent(ties: Ties, node: Node) -> Value:
     """
     x, state, parameters, bias, layers, _, _, both, _ = node.args
     states: list[Any] = list(state) if isinstance(state, (list, tuple)) else [state]
-    weights: list[Any] = list(parameters)  # type: ignore[arg-type]
+    weights: list[Any] = list(parameters)
     directions = 2 if both else 1
-    each = len(weights) // (int(layers) * directions)  # type: ignore[call-overload]
+    each = len(weights) // (int(layers) * directions)
     hidden = shape(weights[1])[1]
     if each != (4 if bias else 2):
         return _projected(ties, node)
     labels = ties.fresh(hidden)
     source = ties.of(x)[-1]
-    for layer in range(int(layers)):  # type: ignore[call-overload]
+    for layer in range(int(layers)):
         for direction in range(directions):
             start = (layer * directions + direction) * each
             _cell(ties, node, weights[start : start + each], source, labels)
@@ -55,4 +55,6 @@ def _projected(ties: Ties, node: Node) -> Value:
     return tuple((None,) * v.ndim for v in node.meta["val"])
 
 
-RULES = {op: Rule(recurrent) for op in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)}
+RULES: dict[Any, Rule] = {
+    op: Rule(recurrent) for op in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+}

@@ -30,6 +30,11 @@ def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
+def given(node: Node, index: int) -> Any:
+    """An argument by position."""
+    return node.args[index]
+
+
 def set_argument(node: Node, index: int, name: str, value: Any) -> None:
     """Write an argument where it stands, by position or else by name."""
     if len(node.args) > index:

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from trimtab.graph.model import EXAMPLE_BATCH
-from trimtab.graph.rules.ties import Kept, Labels, Rule, Ties, Value, shape
+from trimtab.graph.rules.ties import Kept, Labels, Rule, Ties, Value, given, shape
 
 aten = torch.ops.aten
 Sizes = tuple[int, ...]
@@ -25,7 +25,7 @@ def view(ties: Ties, node: Node) -> Value:
     outermost part is cut (heads of a width), unless it is picked apart, reduced, or merged again
     behind the inner ones (a channel shuffle), and the inner parts are left whole.
     """
-    dims, sizes, out = ties.of(node.args[0]), shape(node.args[0]), shape(node)
+    dims, sizes, out = ties.of(given(node, 0)), shape(given(node, 0)), shape(node)
     result: list[Labels | None] = []
     for inside, outside in blocks(sizes, out):
         if len(inside) == 1 and len(outside) == 1:
@@ -37,14 +37,14 @@ def view(ties: Ties, node: Node) -> Value:
             continue
         axes = [1] * len(inside)
         axes[inside.index(carrier)] = -1
-        full = np.broadcast_to(dims[carrier].reshape(axes), [sizes[d] for d in inside])  # type: ignore[union-attr]
+        full = np.broadcast_to(dims[carrier].reshape(axes), [sizes[d] for d in inside])
         result += _split(ties, node, full.reshape([out[d] for d in outside]), outside)
     return tuple(result)
 
 
 def _carrier(ties: Ties, node: Node, candidates: list[int]) -> int | None:
     """Which of several labelled dimensions to merge stays cuttable: the first; the others are left whole."""
-    dims = ties.of(node.args[0])
+    dims = ties.of(given(node, 0))
     for dim in candidates[1:]:
         ties.pin(dims[dim], f"{node.name} merges it with another dimension that can be cut")
     return candidates[0] if candidates else None
@@ -107,15 +107,15 @@ def _ends(node: Node, dim: int) -> Iterator[tuple[str, Node, int]]:
         if target in _KEEP:
             yield from _ends(user, dim)
         elif target is aten.permute.default:
-            yield from _ends(user, [d % rank for d in user.args[1]].index(dim))  # type: ignore
+            yield from _ends(user, [d % rank for d in given(user, 1)].index(dim))
         elif target is aten.transpose.int:
-            a, b = (int(d) % rank for d in user.args[1:3])  # type: ignore[arg-type]
+            a, b = (int(d) % rank for d in user.args[1:3])
             yield from _ends(user, {a: b, b: a}.get(dim, dim))
         elif target is aten.unsqueeze.default:
-            at = int(user.args[1]) % (rank + 1)  # type: ignore[arg-type]
+            at = int(given(user, 1)) % (rank + 1)
             yield from _ends(user, dim + (at <= dim))
         elif target is aten.squeeze.dim:
-            at = int(user.args[1]) % rank  # type: ignore[arg-type]
+            at = int(given(user, 1)) % rank
             yield from _ends(user, dim - (at < dim))
         elif target in _PICK:
             over: Any = user.args[2 if "chunk" in str(target) or "split" in str(target) else 1]
@@ -151,12 +151,12 @@ def _scaled(node: Node, size: Node, old: int, new: int) -> Node:
 
 def rewrite_view(node: Node, kept: Kept) -> None:
     """The shape argument is what is left of it."""
-    node.update_arg(1, resized(node, node.args[1], kept))
+    node.update_arg(1, resized(node, given(node, 1), kept))
 
 
 def rewrite_unflatten(node: Node, kept: Kept) -> None:
     """The sizes of the parts are what is left of them."""
-    dim, sizes = int(node.args[1]) % len(shape(node.args[0])), list(node.args[2])  # type: ignore
+    dim, sizes = int(given(node, 1)) % len(shape(given(node, 0))), list(given(node, 2))
     for at, mask in kept.masks(node).items():
         if dim <= at < dim + len(sizes) and sizes[at - dim] != -1:
             sizes[at - dim] = int(mask.sum())
@@ -165,17 +165,23 @@ def rewrite_unflatten(node: Node, kept: Kept) -> None:
 
 def view_like(ties: Ties, node: Node) -> Value:
     """A view of the shape of another tensor: where one is cut, the other must be."""
-    dims, like = view(ties, node), ties.of(node.args[1])
+    dims, like = view(ties, node), ties.of(given(node, 1))
     why = f"{node.name} takes the shape of an input that is left whole"
     result: list[Labels | None] = []
     for a, b in zip(dims, like, strict=True):
-        ties.tie(a, b, why)  # type: ignore[arg-type]
-        result.append(None if b is None else a)  # type: ignore[arg-type]
+        ties.tie(a, b, why)
+        result.append(None if b is None else a)
     return tuple(result)
 
 
-VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.reshape_as.default}
-RULES = {
+VIEWS = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.reshape_as.default,
+}
+RULES: dict[Any, Rule] = {
     **{op: Rule(view, rewrite_view) for op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default)},
     aten.flatten.using_ints: Rule(view),
     **{op: Rule(view_like) for op in (aten.reshape_as.default, aten.view_as.default)},
