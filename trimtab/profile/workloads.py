@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Precision = Literal["fp32", "int8"]
-_OPSET, _IR = 18, 9
+_OPSET, _IR = 19, 9
 _ACTIVATION_SCALE, _WEIGHT_SCALE = 0.02, 0.01
 
 
