@@ -1,5 +1,8 @@
 """Techniques: what makes a network smaller or faster. Everything public here is one."""
 
+from trimtab.compress.prune.blocks import RemoveBlocks
+from trimtab.compress.prune.channels import Prune
 from trimtab.compress.quantise.technique import Quantise
+from trimtab.compress.recover import Distil, Recalibrate
 
-__all__ = ["Quantise"]
+__all__ = ["Distil", "Prune", "Quantise", "Recalibrate", "RemoveBlocks"]

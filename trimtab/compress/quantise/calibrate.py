@@ -12,8 +12,8 @@ from torch.fx import Interpreter, Node
 from trimtab.compress.quantise.ranges import BINS, Histogram
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
-from trimtab.core.task import unpack
 from trimtab.graph.model import Graph
+from trimtab.train.data import checked, size
 
 _RANDOM_BATCHES = 4
 _RANDOM_SIZE = 32
@@ -28,7 +28,6 @@ def calibration_inputs(graph: Graph, context: Context) -> tuple[list[Inputs], st
     Raises:
         InputError: the data is empty, misses an input, does not fit, is not finite, or is constant.
     """
-    names = [spec.name for spec in graph.inputs]
     batches, where, note = context.calibrate, "calibrate", None
     if not batches and context.validate:
         batches, where = context.validate, "validate"
@@ -40,7 +39,9 @@ def calibration_inputs(graph: Graph, context: Context) -> tuple[list[Inputs], st
             )
         random = [graph.example(_RANDOM_SIZE, context.seed + i) for i in range(_RANDOM_BATCHES)]
         return random, "Calibrated on random normal inputs: the task has no data. Give calibrate= for true ranges."
-    inputs = [_fitting(graph, unpack(batch, names, where)[0], where) for batch in batches]
+    if not any(size(batch) for batch in batches):
+        raise InputError(f"Quantise: {where}", got="batches without a sample", expected="at least one sample")
+    inputs = [checked(batch, graph, where)[0] for batch in batches if size(batch)]
     for i, spec in enumerate(graph.inputs):
         values = [batch[i] for batch in inputs]
         if spec.dtype.is_floating_point and all(bool((v == values[0].flatten()[0]).all()) for v in values):
@@ -48,20 +49,6 @@ def calibration_inputs(graph: Graph, context: Context) -> tuple[list[Inputs], st
                 f"Quantise: {where}", where=spec.name, got="the same value everywhere", expected="inputs as in use"
             )
     return inputs, note
-
-
-def _fitting(graph: Graph, tensors: Inputs, where: str) -> Inputs:
-    for tensor, spec in zip(tensors, graph.inputs, strict=True):
-        expected = spec.at(tensor.shape[0] if tensor.ndim else 0)
-        if tuple(tensor.shape) != expected or tensor.numel() == 0:
-            shape = tuple("N" if n is None else n for n in spec.shape)
-            raise InputError(f"Quantise: {where}", where=spec.name, got=tuple(tensor.shape), expected=shape)
-        if tensor.dtype != spec.dtype:
-            raise InputError(f"Quantise: {where}", where=spec.name, got=tensor.dtype, expected=spec.dtype)
-        if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            raise InputError(f"Quantise: {where}", where=spec.name, got=f"{bad} NaN or infinite", expected="numbers")
-    return tensors
 
 
 class _Watching(Interpreter):

@@ -12,6 +12,8 @@ from trimtab.compress.quantise.fold import fold_batch_norm
 from trimtab.compress.quantise.insert import FAKE, WeightRange, fake_quantised, integers, largest
 from trimtab.compress.quantise.ranges import Calibration, activation_range, affine, weight_scales
 from trimtab.compress.quantise.support import INTEGER
+from trimtab.compress.recover import Distil
+from trimtab.compress.settings import made
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.space import Axis
@@ -41,6 +43,8 @@ class Quantise:
         activation: `{"bits": 8}`.
         calibration: how ranges are chosen from calibration data: `minmax`, `percentile` or `mse`.
         skip: names of layers to leave in floating point: exact, a prefix, or a pattern.
+        train: settings of `Distil` to train with before the integers are fixed (quantisation-aware
+            training, Jacob et al. 2018, section 3), such as `{"steps": 300, "lr": 0.001}`; None for none.
 
     Raises:
         InputError: a setting is unknown, the graph is quantised already, or the calibration data is wrong.
@@ -53,6 +57,7 @@ class Quantise:
     activation: Mapping[str, Any] = field(default_factory=_activation)
     calibration: Calibration = "minmax"
     skip: tuple[str, ...] = ()
+    train: Mapping[str, Any] | None = None
 
     def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
         """One axis for each layer that could run in integers: `int8` or `fp32`."""
@@ -63,7 +68,25 @@ class Quantise:
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with int8 weights and Q/DQ nodes, calibrated on `context.calibrate`."""
-        return self.convert(self.prepare(graph, context))
+        training = None if self.train is None else _training(self.train)
+        prepared = self.prepare(graph, context)
+        return self.convert(prepared if training is None else training.apply(prepared, context))
+
+    @staticmethod
+    def shorthand(values: list[Any], settings: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """A recipe's `quantise(8)`, `quantise(int8)` and `quantise(bits=8)` as settings."""
+        rest = dict(settings)
+        bits = values[0] if values else rest.pop("bits", None)
+        bits = {"int8": _EIGHT}.get(bits, bits) if isinstance(bits, str) else bits
+        if isinstance(bits, Mapping) or bits is None:
+            return values, rest
+        if "bits" in rest or isinstance(bits, bool) or not isinstance(bits, int):
+            raise InputError("Quantise: bits", got=repr(bits), expected="8 or int8")
+        both = {"weight": _weight() | {"bits": bits}, "activation": {"bits": bits}}
+        twice = [key for key in both if key in rest]
+        if twice:
+            raise InputError("Quantise", got=f"bits and {twice[0]}", expected="one of the two")
+        return values[1:], rest | both
 
     def prepare(self, graph: Graph, context: Context) -> Graph:
         """The graph with calibrated fake quantisation: it computes what `convert` will give, and trains.
@@ -131,6 +154,14 @@ def _left(found: Annotation) -> list[str]:
         counted = ", ".join(f"{name} ({n})" for name, n in sorted(found.unfused.items()))
         lines.append(f"Quantise leaves operators without a fused integer kernel in floating point: {counted}.")
     return lines
+
+
+def _training(settings: Mapping[str, Any]) -> Distil:
+    """The training of `train`; in fp32, because lower precision rounds what the levels round already."""
+    if settings.get("precision", "fp32") != "fp32":
+        raise InputError("Quantise: train: precision", got=settings["precision"], expected="fp32")
+    training: Distil = made(Distil, {"lr": 0.001, "weight_decay": 0.0, **settings, "precision": "fp32"})
+    return training
 
 
 def _checked(settings: Quantise) -> dict[str, dict[str, Any]]:

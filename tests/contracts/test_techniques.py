@@ -1,0 +1,175 @@
+"""What every public technique keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab import compress
+from trimtab.compress.plan import apply_plan, step_of, technique_of
+from trimtab.compress.technique import Technique
+from trimtab.core.context import Context
+from trimtab.core.errors import InputError
+from trimtab.core.plan import Plan
+from trimtab.core.task import Arrays, Task
+from trimtab.graph.capture import capture
+from trimtab.graph.model import Graph
+from trimtab.graph.save import load, save
+from trimtab.run.export import export_onnx
+
+SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "Distil": ({"steps": 2, "lr": 0.01, "precision": "fp32", "channels_last": False},),
+    "Prune": ({"ratio": 0.5, "multiple": 2}, {"keep": {"conv1.weight:0": [0, 3]}}, {"ratio": 0.5, "score": "eq9"}),
+    "Quantise": ({}, {"calibration": "mse", "skip": ["linear"]}, {"train": {"steps": 2, "channels_last": False}}),
+    "Recalibrate": ({"batches": 2},),
+    "RemoveBlocks": ({"count": 1}, {"blocks": ["block.conv"]}),
+}
+"""Settings to try each technique with; a technique that is not here is tried with its defaults."""
+
+CASES = [
+    pytest.param(name, settings, id=f"{name}-{i}")
+    for name in compress.__all__
+    for i, settings in enumerate(SETTINGS.get(name, ({},)))
+]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.bn(self.conv(x)))
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.block = Block()
+        self.conv2 = nn.Conv2d(16, 24, 3, padding=1)
+        self.linear = nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block(torch.relu(self.bn1(self.conv1(x))))
+        return self.linear(torch.relu(self.conv2(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def setting() -> tuple[Graph, Context]:
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(32, 3, 6, 6)
+    data = Arrays(x, torch.arange(32) % 4, batch=16, shuffle=True)
+    graph = capture(model, x[:2])
+    task = Task(model, x[:2], train=data, loss=nn.functional.cross_entropy)
+    return graph, Context(task, teacher=graph, calibrate=((x,),))
+
+
+def frozen(graph: Graph) -> tuple[str, dict[str, torch.Tensor]]:
+    return str(graph.net.graph), {k: v.detach().clone() for k, v in graph.tensors().items()}
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def made(name: str, settings: Mapping[str, Any]) -> Technique:
+    return technique_of({"technique": name, **settings})
+
+
+def test_there_are_techniques() -> None:
+    assert compress.__all__
+
+
+@pytest.mark.parametrize("name", compress.__all__)
+def test_is_a_frozen_dataclass_that_satisfies_the_protocol_and_cites_a_source(name: str) -> None:
+    kind = getattr(compress, name)
+    assert issubclass(kind, Technique)
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen
+    assert re.search(r"\((19|20)\d\d\)", kind.__doc__ or "")
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_goes_through_json_and_back(name: str, settings: Mapping[str, Any]) -> None:
+    technique = made(name, settings)
+    assert step_of(technique_of(json.loads(json.dumps(step_of(technique))))) == step_of(technique)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_sites_are_axes_with_unique_names(name: str, settings: Any, setting: tuple[Graph, Context]) -> None:
+    axes = made(name, settings).sites(*setting)
+    assert len({axis.name for axis in axes}) == len(axes)
+    assert all(len(axis.choices) > 1 for axis in axes)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_applies_twice_alike_and_changes_nothing_else(
+    name: str, settings: Mapping[str, Any], setting: tuple[Graph, Context]
+) -> None:
+    graph, context = setting
+    nodes, tensors = frozen(graph)
+    model = {k: v.clone() for k, v in context.task.model.state_dict().items()}
+    first = made(name, settings).apply(graph, context)
+    torch.rand(3)
+    second = made(name, settings).apply(graph, context)
+    assert frozen(first)[0] == frozen(second)[0]
+    assert same(frozen(first)[1], frozen(second)[1])
+    assert frozen(graph)[0] == nodes
+    assert same(frozen(graph)[1], tensors)
+    assert same(context.task.model.state_dict(), model)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_result_runs_saves_loads_and_exports(
+    name: str, settings: Mapping[str, Any], setting: tuple[Graph, Context], tmp_path: Path
+) -> None:
+    result = made(name, settings).apply(*setting)
+    assert not result.net.training
+    x = torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        value = result(x)
+        assert isinstance(value, torch.Tensor)
+        assert value.shape == (5, 4)
+        assert bool(value.isfinite().all())
+        save(result, tmp_path)
+        assert torch.equal(load(tmp_path)(x), value)
+        assert torch.equal(result.copy()(x), value)
+    export_onnx(result, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", compress.__all__)
+def test_unknown_settings_and_wrong_types_are_one_line(name: str) -> None:
+    with pytest.raises(InputError, match="unknown setting") as caught:
+        technique_of({"technique": name, "no_such_setting": 1})
+    assert "\n" not in str(caught.value)
+    first = dataclasses.fields(getattr(compress, name))[0].name
+    with pytest.raises(InputError, match=f"{name}: .*expected"):
+        technique_of({"technique": name, first: object()})
+
+
+def test_a_plan_of_several_steps_replays_alike(setting: tuple[Graph, Context]) -> None:
+    graph, context = setting
+    plan = Plan(
+        (
+            {"technique": "RemoveBlocks", "blocks": ["block.conv"]},
+            {"technique": "Prune", "keep": {"conv1.weight:0": [0, 2, 5, 7, 8, 9, 12, 15]}},
+            {"technique": "Recalibrate", "batches": 2},
+            {"technique": "Distil", "steps": 2, "precision": "fp32", "channels_last": False},
+            {"technique": "Quantise", "skip": ["linear"]},
+        )
+    )
+    first, second = apply_plan(graph, plan, context), apply_plan(graph, plan, context)
+    assert same(first.tensors(), second.tensors())
+    assert first.tensors()["conv1.weight"].shape == (8, 3, 3, 3)
+    assert first.tensors()["linear.weight"].dtype == torch.float32

@@ -1,0 +1,1 @@
+"""Pruning: which channels and blocks matter least, and cutting them out."""

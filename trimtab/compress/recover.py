@@ -1,0 +1,120 @@
+"""Distil and Recalibrate: give a changed network its accuracy back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+from trimtab.core.context import Context
+from trimtab.core.errors import InputError
+from trimtab.core.space import Axis
+from trimtab.core.task import Batch
+from trimtab.graph.model import Graph
+from trimtab.train.loop import fit_network
+from trimtab.train.precision import concrete
+from trimtab.train.recalibrate import recalibrate_norms
+from trimtab.train.recipe import Distillation, Recipe
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Train for some steps on alpha L_task + (1 - alpha) T^2 KL(teacher || student) (eq. 15-16).
+
+    The teacher is the context's: the captured original. `alpha=1` is plain training on the labels, and
+    what the control is given.
+
+    Args:
+        steps: batches to train on.
+        temperature: T, above 0.
+        alpha: share of the task's own loss, 0 to 1.
+        match: `auto`, `classes` or `values`: what the teacher's outputs are.
+        optimiser: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        lr: highest learning rate, on a one-cycle schedule.
+        weight_decay: of weights.
+        ema: decay of an average of the weights, which is then the result; None for none.
+        precision: `fp32`, `bf16`, or `auto`: the faster, measured. A plan that must replay says which.
+        channels_last: the same choice of memory layout: true, false, or None for the faster.
+        seed: of data order, augmentation and dropout.
+
+    Raises:
+        InputError: a setting is out of range, or there is no training data, or neither loss nor teacher.
+
+    Source: Hinton, Vinyals & Dean (2015), Distilling the Knowledge in a Neural Network, section 2.
+    """
+
+    steps: int
+    temperature: float = 4.0
+    alpha: float = 0.1
+    match: Literal["auto", "classes", "values"] = "auto"
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    ema: float | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool | None = None
+    seed: int = 0
+
+    def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
+        """None: it chooses nothing about the network's form."""
+        return ()
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """The graph with trained weights, evaluating."""
+        return fit_network(graph, context, self.recipe())
+
+    def resolve(self, graph: Graph, context: Context) -> Distil:
+        """The same with the precision and layout settled, measured where they are open."""
+        settled = concrete(graph, context, self.recipe())
+        return replace(self, precision=settled.precision, channels_last=settled.channels_last)
+
+    def recipe(self) -> Recipe:
+        """The training recipe that these settings stand for."""
+        return Recipe(
+            steps=self.steps,
+            optimiser=self.optimiser,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            precision=self.precision,
+            channels_last=self.channels_last,
+            distil=Distillation(self.temperature, self.alpha, self.match),
+            ema=self.ema,
+            seed=self.seed,
+        ).check()
+
+
+@dataclass(frozen=True)
+class Recalibrate:
+    """Measure the running statistics of batch norms anew, which a cut has made wrong.
+
+    Args:
+        batches: of training data to measure on, without labels; of `calibrate` where there is none.
+
+    Raises:
+        InputError: there are no data, or batches of one sample only.
+
+    Source: Izmailov et al. (2018), Averaging Weights Leads to Wider Optima, section 3.2 (`update_bn`).
+    """
+
+    batches: int = 32
+
+    def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
+        """None: it chooses nothing about the network's form."""
+        return ()
+
+    def apply(self, graph: Graph, context: Context) -> Graph:
+        """The graph with new statistics; a network without batch norm comes back as it is."""
+        if self.batches < 1:
+            raise InputError("Recalibrate: batches", got=self.batches, expected="1 or more")
+        data: Iterable[Batch] = context.train if context.train is not None else context.calibrate
+        if context.train is None and not context.calibrate:
+            raise InputError("Recalibrate: no data", do="Give train= or calibrate= to the Task.")
+        return recalibrate_norms(graph, _seeded(data, context.seed, self.batches), context.device)
+
+
+def _seeded(data: Iterable[Batch], seed: int, count: int) -> Iterable[Batch]:
+    """The first batches of the order that the seed gives."""
+    from trimtab.train.data import stream
+
+    return [batch for _, _, batch in islice(stream(data, seed), count)]
