@@ -106,13 +106,16 @@ def _export(own: nn.Module, call: Arguments, training: bool) -> Graph:
     net = program.module(check_guards=False)
     clean(net)
     _check_batch(program, call)
-    specs = tuple(
-        TensorSpec(name, tuple(None if i == 0 and is_batch else int(n) for i, n in enumerate(t.shape)), t.dtype)
-        for name, t, is_batch in zip(call.names, call.tensors, call.batched(), strict=True)
-    )
+    specs = tuple(map(_spec, call.names, call.tensors, call.batched()))
     found = recorder.found[-1]
     graph = Graph(_owned(net, own, call), specs, tuple(found.tensors), found.bare)
     return _with_shapes(set_mode(graph, False))
+
+
+def _spec(name: str, tensor: torch.Tensor, batched: bool) -> TensorSpec:
+    sizes = tuple(None if i == 0 and batched else int(n) for i, n in enumerate(tensor.shape))
+    random = tensor.is_floating_point() or tensor.is_complex() or not tensor.numel()
+    return TensorSpec(name, sizes, tensor.dtype, 0 if random else int(tensor.min()))
 
 
 def _owned(net: GraphModule, own: nn.Module, call: Arguments) -> GraphModule:

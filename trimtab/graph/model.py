@@ -20,11 +20,16 @@ EXAMPLE_BATCH = 2
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and type of one input. `None` in `shape` is the batch."""
+    """Name, shape and type of one input. `None` in `shape` is the batch.
+
+    `fill` is a value that integers and booleans may always have: the smallest of the user's example
+    (a token that exists; ones for an attention mask, for which all zeros would mean nothing at all).
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    fill: int = 0
 
     def at(self, batch: int) -> tuple[int, ...]:
         """The shape with the batch filled in."""
@@ -108,12 +113,12 @@ class Graph:
         return shaped(moved)
 
     def example(self, batch: int = EXAMPLE_BATCH, seed: int = 0) -> tuple[torch.Tensor, ...]:
-        """Random inputs of the right shapes: normal floats, zero integers, false booleans."""
+        """Random inputs of the right shapes: normal floats, integers and booleans of one value."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(
             torch.randn(s.at(batch), generator=generator).to(self.device, s.dtype)
             if s.dtype.is_floating_point
-            else torch.zeros(s.at(batch), dtype=s.dtype, device=self.device)
+            else torch.full(s.at(batch), s.fill, dtype=s.dtype, device=self.device)
             for s in self.inputs
         )
 

@@ -80,7 +80,10 @@ def _sha(body: Any) -> str:
 def _describe(graph: Graph) -> dict[str, Any]:
     parameters = dict(graph.net.named_parameters())
     return {
-        "inputs": [{"name": s.name, "shape": list(s.shape), "dtype": encode(s.dtype)["dtype"]} for s in graph.inputs],
+        "inputs": [
+            {"name": s.name, "shape": list(s.shape), "dtype": encode(s.dtype)["dtype"], "fill": s.fill}
+            for s in graph.inputs
+        ],
         "outputs": list(graph.outputs),
         "bare": graph.bare,
         "training": graph.net.training,
@@ -186,7 +189,12 @@ def _spec(entry: Any) -> TensorSpec:
     shape = tuple(entry["shape"])
     if not all(n is None or (type(n) is int and 0 <= n < 2**31) for n in shape):
         raise FileError("load: not a shape", where=str(entry["name"])[:80], got=str(shape)[:80])
-    return TensorSpec(_identifier(entry["name"]), shape, DTYPES[entry["dtype"]])
+    fill, dtype = entry.get("fill", 0), DTYPES[entry["dtype"]]
+    integer = not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    low, high = (torch.iinfo(dtype).min, torch.iinfo(dtype).max) if integer else (0, 1)
+    if type(fill) is not int or not low <= fill <= high:
+        raise FileError("load: not a value of an input", where=str(entry["name"])[:80], got=str(fill)[:80])
+    return TensorSpec(_identifier(entry["name"]), shape, dtype, fill)
 
 
 def _identifier(name: Any) -> str:
