@@ -198,7 +198,7 @@ def _distinct(tensors: Iterable[Any]) -> list[torch.Tensor]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _size(tensor: torch.Tensor) -> int:

@@ -37,12 +37,12 @@ def _value(argument: Any) -> Any:
 
 def _convolution(args: tuple[Any, ...], output: Tensor) -> int:
     weight = args[1]  # [C_out, C_in / groups, *kernel]
-    return output.numel() * math.prod(weight.shape[1:])
+    return output.numel() * int(math.prod(weight.shape[1:]))
 
 
 def _transposed(args: tuple[Any, ...], output: Tensor) -> int:
     image, weight = args[:2]  # [C_in, C_out / groups, *kernel]
-    return int(image.numel()) * math.prod(weight.shape[1:])
+    return int(image.numel()) * int(math.prod(weight.shape[1:]))
 
 
 def _either_convolution(args: tuple[Any, ...], output: Tensor) -> int:
@@ -63,7 +63,7 @@ def _attention(args: tuple[Any, ...], output: Tensor) -> int:
 
 
 def _bilinear(args: tuple[Any, ...], output: Tensor) -> int:
-    return output.numel() * math.prod(args[2].shape[1:])
+    return output.numel() * int(math.prod(args[2].shape[1:]))
 
 
 def _contraction(args: tuple[Any, ...], output: Tensor) -> int:
@@ -88,7 +88,7 @@ def _letters(term: str, rank: int) -> list[str]:
 
 
 def _recurrent(args: tuple[Any, ...], output: Tensor) -> int:
-    steps = math.prod(args[0].shape[:-1])  # time x batch, or the packed rows of both
+    steps = int(math.prod(args[0].shape[:-1]))  # time x batch, or the packed rows of both
     return steps * _matrices(args)
 
 
