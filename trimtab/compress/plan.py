@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from trimtab import compress
+import trimtab.compress as public
 from trimtab.compress.settings import made, signature
 from trimtab.compress.technique import Technique
 from trimtab.core.context import Context
@@ -18,7 +18,7 @@ from trimtab.graph.model import Graph
 
 def techniques() -> dict[str, type[Any]]:
     """The public techniques by name: everything in `trimtab.compress.__all__`."""
-    return {name: getattr(compress, name) for name in compress.__all__}
+    return {name: getattr(public, name) for name in public.__all__}
 
 
 def step_of(technique: Technique) -> dict[str, Any]:

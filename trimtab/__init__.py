@@ -1,0 +1,190 @@
+"""trimtab: makes a trained network fit the hardware that it must run on.
+
+    import trimtab as tt
+
+    result = tt.fit(task, target="cpu", goal=tt.Goal(minimise="latency", max_drop=0.01))
+    network = tt.load(result.folder)
+
+Names are loaded when they are first used, so that `import trimtab` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from trimtab._version import VERSION as __version__
+from trimtab.core.errors import TrimtabError
+from trimtab.core.goal import Goal
+from trimtab.core.metric import Metric
+from trimtab.core.plan import Plan
+from trimtab.core.target import Target
+
+if TYPE_CHECKING:
+    from trimtab.compress.prune.blocks import RemoveBlocks
+    from trimtab.compress.prune.channels import Prune
+    from trimtab.compress.quantise.technique import Quantise
+    from trimtab.compress.recover import Distil, Recalibrate
+    from trimtab.compress.technique import Technique
+    from trimtab.core.context import Progress
+    from trimtab.core.task import Arrays, Score, Task, accuracy, mean_squared_error, perplexity
+    from trimtab.graph.capture import capture
+    from trimtab.pipeline.fit import Result
+    from trimtab.pipeline.load import load, load_task
+    from trimtab.pipeline.verify import verify
+
+_LATER = {
+    "Arrays": "trimtab.core.task",
+    "Distil": "trimtab.compress",
+    "Prune": "trimtab.compress",
+    "Quantise": "trimtab.compress",
+    "Recalibrate": "trimtab.compress",
+    "RemoveBlocks": "trimtab.compress",
+    "Result": "trimtab.pipeline.fit",
+    "Score": "trimtab.core.task",
+    "Task": "trimtab.core.task",
+    "accuracy": "trimtab.core.task",
+    "capture": "trimtab.graph.capture",
+    "load": "trimtab.pipeline.load",
+    "load_task": "trimtab.pipeline.load",
+    "mean_squared_error": "trimtab.core.task",
+    "perplexity": "trimtab.core.task",
+    "verify": "trimtab.pipeline.verify",
+}
+
+__all__ = [
+    "Arrays",
+    "Distil",
+    "Goal",
+    "Metric",
+    "Plan",
+    "Prune",
+    "Quantise",
+    "Recalibrate",
+    "RemoveBlocks",
+    "Result",
+    "Score",
+    "Target",
+    "Task",
+    "TrimtabError",
+    "__version__",
+    "accuracy",
+    "capture",
+    "compress",
+    "fit",
+    "load",
+    "load_task",
+    "mean_squared_error",
+    "perplexity",
+    "verify",
+]
+
+
+def fit(
+    task: Task,
+    target: Target | str = "cpu",
+    goal: Goal | None = None,
+    *,
+    out: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    control: bool = True,
+) -> Result:
+    """The smallest, fastest network that meets the goal, measured and proved, in a folder.
+
+    Args:
+        task: what the user brings; its model is never changed.
+        target: what it must run on.
+        goal: what must hold; by default the least latency at a drop of at most 0.01.
+        out: the run's folder; by default `runs/<the task's name>`. The same call goes on with a run that was stopped.
+        seed: of everything random.
+        progress: called with `(what, done, total)` as work goes on.
+        control: also give the original the same training, and count the drop against the better of the two.
+
+    Raises:
+        InputError: the task, target or goal is wrong.
+    """
+    from trimtab.core.context import quiet
+    from trimtab.pipeline.fit import fit as run
+    from trimtab.pipeline.load import run_folder
+    from trimtab.report import write
+
+    folder = run_folder(task, out)
+    result = run(task, target, goal or Goal(), out=folder, seed=seed, progress=progress or quiet, control=control)
+    write(result.folder)
+    return result
+
+
+def _compress(
+    task: Task,
+    steps: Sequence[Technique],
+    *,
+    target: Target | str = "cpu",
+    out: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """The network with these techniques applied in order, exported and measured.
+
+    Args:
+        task: what the user brings; its model is never changed.
+        steps: techniques with their settings.
+        target: what it must run on.
+        out: the run's folder; None leaves no files.
+        seed: of everything random.
+        progress: called with `(what, done, total)` as work goes on.
+
+    Raises:
+        InputError: the task, the target or a setting is wrong.
+    """
+    from trimtab.core.context import quiet
+    from trimtab.pipeline.compress import compress as run
+    from trimtab.pipeline.load import run_folder
+    from trimtab.report import write
+
+    folder = None if out is None else run_folder(task, out)
+    result = run(task, steps, target=target, out=folder, seed=seed, progress=progress or quiet)
+    if folder is not None:
+        write(folder)
+    return result
+
+
+if TYPE_CHECKING:
+    compress = _compress
+
+_VERBS = {"compress": _compress}
+
+
+class _Verb(ModuleType):
+    """A folder of trimtab that is a verb too: `tt.compress(task, steps)` beside `trimtab.compress.Prune`."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return _VERBS[self.__name__.rpartition(".")[2]](*args, **settings)
+
+
+class _Package(ModuleType):
+    """trimtab itself: makes a folder callable when the import system hangs it in here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _VERBS and type(value) is ModuleType:
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return importlib.import_module(f"trimtab.{name}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,1 @@
+"""The examples that come with trimtab, by their names on the command line: `trimtab fit digits`."""
