@@ -22,7 +22,7 @@ from trimtab.graph.surgery import cut
 from trimtab.pipeline.allocate import Factor, Site
 from trimtab.pipeline.space import Space
 from trimtab.train.distil import distillation_loss
-from trimtab.train.recalibrate import recalibrate
+from trimtab.train.recalibrate import recalibrate_norms
 from trimtab.train.recipe import Distillation
 
 SAMPLES = 256
@@ -71,15 +71,15 @@ def refunds(space: Space, sites: Sequence[Site]) -> tuple[list[Site], list[Facto
     inside = {p: name for name, block in space.blocks.items() for p in block.parameters}
     plain, factors = [], []
     for site in sites:
-        kind, _, name = site.name.partition(" ")
-        members = [m.parameter for m in space.groups[name].members] if kind == "width" else [name]
+        kind, _, name = site.name.partition(":")
+        members = [m.parameter for m in space.groups[name].members] if kind == "Prune" else [f"{name}.weight"]
         homes = {inside.get(p) for p in members}
-        block = homes.pop() if len(homes) == 1 and kind != "block" else None
+        block = homes.pop() if len(homes) == 1 and kind != "RemoveBlocks" else None
         if block is None:
             plain.append(site)
             continue
         plain.append(Site(site.name, (0.0,) * len(site.loss)))
-        factors.append(Factor((site.name, f"block {block}"), loss=np.array([[loss, 0.0] for loss in site.loss])))
+        factors.append(Factor((site.name, f"RemoveBlocks:{block}"), loss=np.array([[loss, 0.0] for loss in site.loss])))
     return plain, factors
 
 
@@ -98,15 +98,16 @@ def _reference(graph: Graph, context: Context) -> _Reference:
 
 
 def _loss(space: Space, graph: Graph, axis: Axis, choice: Any, reference: _Reference, context: Context) -> float:
-    kind, _, name = axis.name.partition(" ")
-    if kind == "precision":
-        return _divergence(_rounded(set_mode(graph.copy(), False), name), reference)
-    if kind == "block":
+    kind, _, name = axis.name.partition(":")
+    if kind == "Quantise":
+        return _divergence(_rounded(set_mode(graph.copy(), False), f"{name}.weight"), reference)
+    if kind == "RemoveBlocks":
         changed = remove(graph, [name])
     else:
         changed = cut(graph, {name: sorted(space.order[name][:choice])})
-    fresh = recalibrate(changed, reference.inputs)
-    return _divergence(set_mode(fresh, False), reference)
+    names = [s.name for s in graph.inputs]
+    batches = [dict(zip(names, flat, strict=True)) for flat in reference.inputs]
+    return _divergence(set_mode(recalibrate_norms(changed, batches), False), reference)
 
 
 def _divergence(run: Any, reference: _Reference) -> float:
@@ -121,7 +122,9 @@ def _divergence(run: Any, reference: _Reference) -> float:
 
 def _rounded(graph: Graph, weight: str) -> Any:
     """The graph as a function, with one layer's weight and input rounded to 8 bits by their range."""
-    chosen = {n for n in graph.nodes() if len(n.args) > 1 and isinstance(n.args[1], Node) and n.args[1].target == weight}
+    chosen = {
+        n for n in graph.nodes() if len(n.args) > 1 and isinstance(n.args[1], Node) and n.args[1].target == weight
+    }
 
     class OneLayer(Interpreter):
         def run_node(self, n: Node) -> Any:

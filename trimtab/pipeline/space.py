@@ -8,14 +8,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
+from trimtab.compress.prune.blocks import RemoveBlocks
+from trimtab.compress.prune.channels import Prune
+from trimtab.compress.prune.scores import unit_scores
+from trimtab.compress.quantise.technique import Quantise
+from trimtab.core.context import Context
 from trimtab.core.plan import Plan
 from trimtab.core.space import Axis
-from trimtab.graph.blocks import Block
-from trimtab.graph.coupling import Group
+from trimtab.graph.blocks import Block, blocks
+from trimtab.graph.coupling import Group, groups
+from trimtab.graph.model import Graph
 from trimtab.pipeline.allocate import Assignment, Factor
-from trimtab.pipeline.table import PRECISIONS, Layer
+from trimtab.pipeline.table import Layer, layers
 
+SHARES = (0.75, 0.5, 0.375, 0.25)
+"""Of a width, to choose from."""
+
+COSTS = ("latency", "size", "macs")
 COMBINATIONS = 3000
 """A layer between more combinations of widths than this is costed at the full width of the others."""
 
@@ -24,8 +35,9 @@ COMBINATIONS = 3000
 class Space:
     """What can be chosen in a trained network.
 
-    Choices count what is left: units kept of a group, True or False for a block to stay, and
-    `int8` or `fp32` for a layer. The first choice of each axis is the network as it is.
+    Axes are those that the techniques find, `Prune:<group>`, `RemoveBlocks:<block>` and
+    `Quantise:<layer>`, with the network as it is for their first choice: units kept of a group,
+    whether a block is removed, and `fp32` or `int8` for a layer.
 
     Args:
         axes: one for each group that can be cut, removable block, and quantisable layer.
@@ -41,30 +53,26 @@ class Space:
     blocks: Mapping[str, Block]
     layers: Mapping[str, Layer]
 
-    def kinds(self, axis: Axis) -> str:
-        """`width`, `block` or `precision`."""
-        return axis.name.split(" ", 1)[0]
-
     def steps(self, point: Assignment) -> list[dict[str, Any]]:
         """The structural steps and the quantisation of a point, as plan steps; decisions only."""
         chosen = {axis.name: axis.choices[point[axis.name]] for axis in self.axes}
-        removed = [name for name in self.blocks if chosen.get(f"block {name}") is False]
+        removed = [name for name in self.blocks if chosen.get(f"RemoveBlocks:{name}")]
         gone = {p for name in removed for p in self.blocks[name].parameters}
         keep = {}
         for name, group in self.groups.items():
-            count = chosen.get(f"width {name}", group.size)
-            left = [m for m in group.members if m.parameter not in gone]
-            if count < group.size and left:
-                first = f"{left[0].parameter}:{left[0].dim}"
+            count = chosen.get(f"Prune:{name}", group.size)
+            members = [m for m in group.members if m.parameter not in gone]
+            if count < group.size and members:
+                first = f"{members[0].parameter}:{members[0].dim}"
                 keep[first if removed else name] = sorted(self.order[name][:count])
         steps: list[dict[str, Any]] = []
         if removed:
             steps.append({"technique": "RemoveBlocks", "blocks": removed})
         if keep:
             steps.append({"technique": "Prune", "keep": keep})
-        precisions = {w: chosen.get(f"precision {w}") for w in self.layers if w not in gone}
-        if any(p == "int8" for p in precisions.values()):
-            skip = sorted(w.removesuffix(".weight") for w, p in precisions.items() if p == "fp32")
+        left = {layer_of(w): chosen.get(f"Quantise:{layer_of(w)}") for w in self.layers if w not in gone}
+        if any(p == "int8" for p in left.values()):
+            skip = sorted(name for name, p in left.items() if p == "fp32")
             steps.append({"technique": "Quantise", **({"skip": skip} if skip else {})})
         return steps
 
@@ -73,39 +81,33 @@ class Space:
         return Plan(tuple(self.steps(point)))
 
 
-def space_of(
-    groups: Sequence[Group],
-    blocks: Sequence[Block],
-    layers: Mapping[str, Layer],
-    order: Mapping[str, tuple[int, ...]],
-    integer: Sequence[str],
-    multiple: int = 8,
-) -> Space:
-    """The space of a network.
-
-    Args:
-        groups: its coupled channels; those with a reason stay whole.
-        blocks: its removable blocks.
-        layers: its layers, by the name of their weight.
-        order: for each group its units, most important first.
-        integer: names of weights that may be int8.
-        multiple: kept widths are multiples of it.
-    """
-    free = {g.name: g for g in groups if g.reason is None and len(widths(g.size, multiple)) > 1}
-    axes = [Axis(f"width {name}", widths(g.size, multiple), ordered=True) for name, g in free.items()]
-    axes += [Axis(f"block {b.name}", (True, False)) for b in _disjoint(blocks)]
-    axes += [Axis(f"precision {w}", PRECISIONS) for w in layers if w in integer]
-    kept = {b.name: b for b in _disjoint(blocks)}
-    return Space(tuple(axes), order, free, kept, layers)
+def space_of(graph: Graph, context: Context) -> Space:
+    """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, thinned to a few widths each."""
+    known = {g.name: g for g in groups(graph, context.task.keep)}
+    found = {b.name: b for b in blocks(graph)}
+    axes = [_thinned(axis) for axis in Prune(ratio=0.5).sites(graph, context)]
+    free = {axis.name.partition(":")[2]: known[axis.name.partition(":")[2]] for axis in axes}
+    removable = [a for a in RemoveBlocks(blocks=()).sites(graph, context)]
+    disjoint = _disjoint([found[a.name.partition(":")[2]] for a in removable])
+    axes += [a for a in removable if a.name.partition(":")[2] in {b.name for b in disjoint}]
+    timed = layers(graph)
+    if context.target.precision == "int8":
+        axes += [
+            Axis(a.name, ("fp32", "int8"))
+            for a in Quantise().sites(graph, context)
+            if f"{a.name.partition(':')[2]}.weight" in timed
+        ]
+    scores = unit_scores(graph, list(free.values()), "l2", context)
+    order = {name: tuple(torch.sort(scores[name], descending=True, stable=True).indices.tolist()) for name in free}
+    return Space(tuple(axes), order, free, {b.name: b for b in disjoint}, timed)
 
 
-def widths(size: int, multiple: int) -> tuple[int, ...]:
-    """Counts of units to choose from, largest first: the whole, and about 3/4, 1/2, 3/8 and 1/4, rounded to `multiple`."""
-    if size < 2 * multiple:
-        rounded = {max(size // 2, 1)} if size > 1 else set()
-    else:
-        rounded = {max(round(size * share / multiple), 1) * multiple for share in (0.75, 0.5, 0.375, 0.25)}
-    return (size, *sorted((n for n in rounded if n < size), reverse=True))
+def _thinned(axis: Axis) -> Axis:
+    """The whole width, and of the others those nearest to 3/4, 1/2, 3/8 and 1/4, largest first."""
+    size = max(axis.choices)
+    less = [n for n in axis.choices if n < size]
+    near = {min(less, key=lambda n: abs(n - share * size)) for share in SHARES} if less else set()
+    return Axis(axis.name, (size, *sorted(near, reverse=True)), ordered=True)
 
 
 def _disjoint(blocks: Sequence[Block]) -> list[Block]:
@@ -119,31 +121,49 @@ def _disjoint(blocks: Sequence[Block]) -> list[Block]:
     return [b for b in blocks if b in found]
 
 
-def factors(space: Space, seconds: Mapping[tuple[Layer, str], float], scale: float, rest: float) -> list[Factor]:
-    """What every combination of choices costs: `latency` in seconds and `size` in bytes, layer by layer.
+@dataclass(frozen=True)
+class Rest:
+    """What the sum over layers leaves out, from measuring whole networks.
+
+    Args:
+        scale: from the sum of the latency table to the measured network.
+        seconds: that no layer accounts for.
+        layer_bytes: of the file for each layer, beside its weights.
+        file_bytes: of the file that no layer accounts for.
+    """
+
+    scale: float = 1.0
+    seconds: float = 0.0
+    layer_bytes: float = 0.0
+    file_bytes: float = 0.0
+
+
+def factors(space: Space, seconds: Mapping[tuple[Layer, str], float], rest: Rest) -> list[Factor]:
+    """What every combination of choices costs: `latency` in seconds, `size` in bytes, `macs`, layer by layer.
 
     Args:
         space: the space.
         seconds: the latency table; it holds every layer that `shapes` names.
-        scale: from the sum of the table to the measured whole network.
-        rest: seconds of the whole network that no layer accounts for.
+        rest: what the layers do not account for.
     """
     found = []
     for weight in space.layers:
         sites = _sites(space, weight)
         counts = [space_axis(space, s).choices for s in sites]
         shape = tuple(len(c) for c in counts)
-        latency, size = np.zeros(shape), np.zeros(shape)
+        costs = {name: np.zeros(shape) for name in COSTS}
         for index in itertools.product(*map(range, shape)):
             chosen = {s: c[i] for s, c, i in zip(sites, counts, index, strict=True)}
             layer, precision = _at(space, weight, chosen)
             if layer is not None:
-                latency[index] = scale * seconds[layer, precision]
-                size[index] = layer.weights * (1 if precision == "int8" else 4) + layer.outputs * 8
-        found.append(Factor(tuple(sites), {"latency": latency, "size": size}))
+                costs["latency"][index] = rest.scale * seconds[layer, precision]
+                costs["size"][index] = layer.weights * (1 if precision == "int8" else 4) + rest.layer_bytes
+                costs["macs"][index] = layer.macs
+        found.append(Factor(tuple(sites), costs))
     anchor = space.axes[0].name if space.axes else None
     if anchor is not None:
-        found.append(Factor((anchor,), {"latency": np.full(len(space.axes[0].choices), rest)}))
+        n = len(space.axes[0].choices)
+        found.append(Factor((anchor,), {"latency": np.full(n, rest.seconds), "size": np.full(n, rest.file_bytes)}))
     return found
 
 
@@ -159,6 +179,11 @@ def shapes(space: Space) -> set[Layer]:
     return found
 
 
+def layer_of(weight: str) -> str:
+    """A layer's name, from its weight's."""
+    return weight.rpartition(".")[0] or weight
+
+
 def space_axis(space: Space, name: str) -> Axis:
     """An axis by name."""
     return next(a for a in space.axes if a.name == name)
@@ -169,15 +194,15 @@ def _sites(space: Space, weight: str) -> list[str]:
     names = {a.name: a for a in space.axes}
     found = []
     for name, group in space.groups.items():
-        if any(m.parameter == weight and any(m.indices) for m in group.members) and f"width {name}" in names:
-            found.append(f"width {name}")
+        if any(m.parameter == weight and any(m.indices) for m in group.members):
+            found.append(f"Prune:{name}")
     for name, block in space.blocks.items():
         if weight in block.parameters:
-            found.append(f"block {name}")
-    if f"precision {weight}" in names:
-        found.append(f"precision {weight}")
+            found.append(f"RemoveBlocks:{name}")
+    if f"Quantise:{layer_of(weight)}" in names:
+        found.append(f"Quantise:{layer_of(weight)}")
     while np.prod([len(names[n].choices) for n in found], dtype=int) > COMBINATIONS:
-        found.remove(max((n for n in found if n.startswith("width ")), key=lambda n: len(names[n].choices)))
+        found.remove(max((n for n in found if n.startswith("Prune:")), key=lambda n: len(names[n].choices)))
     return found
 
 
@@ -186,12 +211,12 @@ def _at(space: Space, weight: str, chosen: Mapping[str, Any]) -> tuple[Layer | N
     layer, precision = space.layers[weight], "fp32"
     lost = [0, 0]
     for name, value in chosen.items():
-        kind, _, site = name.partition(" ")
-        if kind == "block" and value is False:
+        kind, _, site = name.partition(":")
+        if kind == "RemoveBlocks" and value:
             return None, precision
-        if kind == "precision":
+        if kind == "Quantise":
             precision = value
-        if kind == "width":
+        if kind == "Prune":
             gone = space.order[site][value:]
             for member in space.groups[site].members:
                 if member.parameter == weight and member.dim < 2:
