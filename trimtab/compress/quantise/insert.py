@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from trimtab.compress.quantise.ranges import SMALLEST, Affine
+from trimtab.compress.quantise.ranges import NARROWEST, SMALLEST, Affine, floored
 from trimtab.graph.model import Graph, shaped
 
 _ATEN = torch.ops.aten
@@ -37,7 +37,7 @@ class WeightRange:
     def scale(self, weight: Tensor) -> Tensor:
         """max abs(w) * clip / top: [C]."""
         channels = weight.shape[self.axis]
-        return (largest(weight, self) * (self.clip / self.top)).clamp_min(SMALLEST).expand(channels)
+        return floored(largest(weight, self) * (self.clip / self.top)).expand(channels)
 
 
 def largest(weight: Tensor, how: WeightRange) -> Tensor:
@@ -89,6 +89,10 @@ def _fake_weight(graph: Graph, weight: str, how: WeightRange) -> None:
         dims = _dims(value, how) if len(how.clip) > 1 else list(range(value.ndim))
         most = nodes.call_function(_ATEN.amax.default, (size, dims))
         scale = nodes.call_function(_ATEN.mul.Tensor, (most, nodes.get_attr(weight + CLIP)))
+        floor = nodes.call_function(
+            _ATEN.mul.Tensor, (nodes.call_function(_ATEN.amax.default, (scale, [0])), NARROWEST)
+        )
+        scale = nodes.call_function(_ATEN.maximum.default, (scale, floor))
         scale = nodes.call_function(_ATEN.clamp_min.default, (scale, SMALLEST))
         scale = nodes.call_function(_ATEN.expand.default, (scale, [channels]))
         zero = nodes.get_attr(weight + ZERO)
@@ -117,11 +121,44 @@ def integers(graph: Graph) -> Graph:
     import torch.ao.quantization.fx._decomposed  # noqa: F401
 
     result = graph.copy()
+    for node in list(result.nodes(_ATEN.linear.default)):
+        _integer_bias(result, node)
     for node in list(result.nodes(FAKE)):
         _integer_tensor(result, node)
     for node in list(result.nodes(FAKE_WEIGHT)):
         _integer_weight(result, node)
     return _finished(result)
+
+
+def _integer_bias(graph: Graph, node: Node) -> None:
+    """The bias of a linear layer on [N, features] in 32 bits at the scale of input times weight.
+
+    Only so do runtimes take the layer as an integer matrix product with a floating-point result. They do
+    this to convolutions' biases by themselves. A bias too large for its scale stays as it is.
+    """
+    source, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
+    parts: tuple[Any, ...] = (source, weight, bias)
+    if not all(isinstance(n, Node) for n in parts) or parts[0].target is not FAKE or parts[1].target is not FAKE_WEIGHT:
+        return
+    name, tensors = str(parts[2].target), graph.tensors()
+    if source.meta["val"].ndim != 2 or name not in tensors or len(parts[2].users) > 1:  # type: ignore[union-attr]
+        return
+    parameter, axis, top = str(parts[1].args[0].target), parts[1].args[3], parts[1].args[5]
+    how = WeightRange(axis, tensors[parameter + CLIP] * top, top)
+    scale = (how.scale(tensors[parameter].detach()) * parts[0].args[1]).contiguous()
+    levels = torch.round(tensors[name].detach().double() / scale.double())
+    highest = 2**31 - 1
+    if float(levels.abs().max()) > highest:
+        return
+    register(graph, name, levels.to(torch.int32))
+    register(graph, name + SCALE, scale)
+    register(graph, name + ZERO, torch.zeros(len(scale), dtype=torch.int32))
+    nodes, ops = graph.net.graph, torch.ops.quantized_decomposed
+    with nodes.inserting_before(node):
+        channels = (nodes.get_attr(name), nodes.get_attr(name + SCALE), nodes.get_attr(name + ZERO))
+        settings = (0, -highest - 1, highest, torch.int32)
+        value = nodes.call_function(ops.dequantize_per_channel.default, (*channels, *settings))
+    node.replace_input_with(parts[2], value)
 
 
 def _integer_tensor(graph: Graph, node: Node) -> None:

@@ -13,6 +13,9 @@ BINS = 2048
 """Bins of a histogram of activations: eight for each step of 8 bits."""
 SMALLEST = 2.0**-24
 """A scale is at least this: smaller ones underflow in a runtime's products of scales."""
+NARROWEST = 2.0**-12
+"""A channel's scale is at least this share of the layer's largest. Runtimes hold a bias in 32 bits at the scale of
+input times weight; a dead channel (weights near 0, but a bias) would overflow it."""
 _GRID = 40
 _SHARE = 0.9999
 """Of all values, the share that percentile calibration keeps in range."""
@@ -139,15 +142,20 @@ def weight_scales(weight: Tensor, bits: int, axis: int | None, method: Calibrati
     flat = weight.detach().float()
     flat = flat.reshape(1, -1) if axis is None else flat.movedim(axis, 0).flatten(1)  # [C, rest]
     top = 2 ** (bits - 1) - 1
-    full: Tensor = (flat.abs().amax(1) / top).clamp_min(SMALLEST)
+    full = floored(flat.abs().amax(1) / top)
     if method == "minmax":
         return full
     best, least = full, weight_error(flat, full, top)
     for share in torch.linspace(1.0, 1 / _GRID, _GRID).tolist()[1:]:
-        scale = (full * share).clamp_min(SMALLEST)
+        scale = floored(full * share)
         error = weight_error(flat, scale, top)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
+
+
+def floored(scale: Tensor) -> Tensor:
+    """Scales [C], none smaller than `NARROWEST` of the largest or than `SMALLEST`."""
+    return torch.maximum(scale, scale.amax() * NARROWEST).clamp_min(SMALLEST)
 
 
 def weight_error(flat: Tensor, scale: Tensor, top: int) -> Tensor:
