@@ -57,6 +57,13 @@ def _options(batch: int | None, threads: int) -> Any:
     return options
 
 
+def optimise(path: Path, into: Path) -> None:
+    """Write the model that ONNX Runtime runs once it has optimised a file; for this machine only."""
+    options = _options(None, 1)
+    options.optimized_model_filepath = str(into)
+    _session(path, options)
+
+
 def _session(path: Path, options: Any) -> Any:
     import onnxruntime
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,15 +56,15 @@ class Work:
                 node.input[i] = name
 
 
-def pack(model: Any, keep: Collection[str] = ()) -> Any:
+def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Any:
     """A ModelProto that computes the same: no metadata, short names, constants folded and stored once.
 
-    Inputs and outputs keep their names, and so do the constants named in `keep` that weights and biases
-    come from (the user's parameter names); nodes lose theirs. The batch dimension is named `batch`.
+    Inputs and outputs keep their names, and constants that are parameters carry the user's names for them
+    (a weight that the exporter transposed too); nodes lose theirs. The batch dimension is named `batch`.
 
     Args:
         model: an onnx.ModelProto of the default operator set; it is not changed.
-        keep: names of constants to keep.
+        parameters: by the user's name.
     """
     from onnx import ModelProto, inliner
 
@@ -81,7 +81,8 @@ def pack(model: Any, keep: Collection[str] = ()) -> Any:
     )
     for step in (_constants, simplify, _fold, simplify, _share, _defaults, _dead):
         step(work)
-    names = _short_names(work, keep)
+    _name_transposed(work, parameters or {})
+    names = _short_names(work, parameters or {})
     packed = ModelProto(ir_version=whole.ir_version)
     packed.opset_import.extend(o for o in whole.opset_import if o.domain in {n.domain for n in work.nodes} | {""})
     packed.graph.name = "trimtab"
@@ -260,6 +261,24 @@ def _dead(work: Work) -> None:
     work.nodes[:] = reversed(left)
     for name in [n for n in work.constants if n not in alive]:
         del work.constants[name]
+
+
+def _name_transposed(work: Work, parameters: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """A constant that is a parameter transposed gets that parameter's name."""
+    free = {name: value for name, value in parameters.items() if name not in work.constants and value.ndim == 2}
+    mapping: dict[str, str] = {}
+    for name, tensor in work.constants.items():
+        if len(tensor.dims) != 2 or name in parameters or name in work.pinned or name in work.outputs:
+            continue
+        alike = [n for n, v in free.items() if v.shape == tuple(tensor.dims)[::-1] and n not in mapping.values()]
+        value = work.array(name) if alike else None
+        for candidate in alike:
+            if value is not None and value.dtype == free[candidate].dtype and np.array_equal(value.T, free[candidate]):
+                mapping[name] = candidate
+                break
+    work.replace(mapping)
+    for old, new in mapping.items():
+        work.constants[new] = work.constants.pop(old)
 
 
 def _short_names(work: Work, keep: Collection[str]) -> Callable[[str], str]:

@@ -13,8 +13,9 @@ _MAX = np.iinfo(np.int64).max // 2
 
 
 def simplify(work: Work) -> None:
-    """Drop what does nothing, join slices, and drop a dequantise that is quantised again alike; in place."""
+    """Drop what does nothing, join slices, transpose int8 weights, drop a requantise to the same; in place."""
     _drop_identities(work)
+    _transpose_weights(work)
     _join_slices(work)
     _drop_requantised(work)
 
@@ -97,6 +98,31 @@ def _set_slice(work: Work, node: Any, source: str, bounds: dict[int, tuple[int, 
         name = f"{node.output[0]}/{label}"
         work.constants[name] = numpy_helper.from_array(np.array(column, np.int64))
         node.input.append(name)
+
+
+def _transpose_weights(work: Work) -> None:
+    """`Transpose(DQ(w))` of a constant matrix is `DQ(w')` with w' stored transposed and the other axis."""
+    from onnx import helper, numpy_helper
+
+    producers = work.producers()
+    for node in work.nodes:
+        source = producers.get(node.input[0]) if node.op_type == "Transpose" else None
+        if source is None or source.op_type != "DequantizeLinear" or len(work.readers(source.output[0])) != 1:
+            continue
+        weight = work.array(source.input[0])
+        shared = len(work.readers(source.input[0])) != 1 or source.output[0] in {*work.outputs, *work.pinned}
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [1, 0])
+        if weight is None or weight.ndim != 2 or shared or order != [1, 0]:
+            continue
+        work.constants[source.input[0]] = numpy_helper.from_array(np.ascontiguousarray(weight.T))
+        axis = 1 - _axis(source) % 2
+        node.op_type = "DequantizeLinear"
+        del node.attribute[:], node.input[:]
+        node.attribute.append(helper.make_attribute("axis", axis))
+        node.input.extend(source.input)
+        work.nodes.remove(source)
+        _transpose_weights(work)
+        return
 
 
 def _drop_requantised(work: Work) -> None:

@@ -1,0 +1,134 @@
+"""Integer: which layers run in int8 once a runtime has optimised the file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.core.errors import InputError, NotInteger
+from trimtab.run.layers import Layer, layers, source
+from trimtab.run.openvino import compiled
+from trimtab.run.runtime import read_onnx
+
+KERNELS = frozenset({
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+    "DynamicQuantizeMatMul", "QLinearConvTranspose", "QAttention",
+})  # fmt: skip
+"""ONNX Runtime's operators that multiply integers."""
+_OPENVINO = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """What one layer runs in.
+
+    Args:
+        name: the user's, from its parameters.
+        op: the ONNX operator in the file.
+        quantised: its weight is stored in integers, so it should run in integers.
+        precision: `int8`, `fp32`, `bf16`, ...: what the runtime multiplies in.
+        kernel: the runtime's own name of what runs it; empty if it was merged into something else.
+    """
+
+    name: str
+    op: str
+    quantised: bool
+    precision: str
+    kernel: str
+
+
+def integer_report(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
+    """What each convolution and linear layer of a file runs in, read from the runtime's optimised model.
+
+    Args:
+        path: the ONNX file.
+        runtime: `onnxruntime` or `openvino`.
+
+    Raises:
+        FileError: the file cannot be read. RuntimeMissing: the runtime is not installed.
+    """
+    from trimtab.run import runtime as runtime_of
+
+    found = layers(read_onnx(path))
+    if runtime == "onnxruntime":
+        runs = _onnxruntime(path, found)
+    elif runtime == "openvino":
+        runtime_of(runtime).load(path, 1).close()  # says what is missing
+        runs = _openvino(path, found)
+    else:
+        raise InputError("integer kernels", got=repr(runtime), expected="onnxruntime or openvino")
+    return tuple(
+        LayerPrecision(layer.name, layer.op, layer.quantised, *run) for layer, run in zip(found, runs, strict=True)
+    )
+
+
+def require_integer(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
+    """The report, if every quantised layer runs in integers.
+
+    Raises:
+        NotInteger: names the quantised layers that would run in floating point.
+    """
+    report = integer_report(path, runtime)
+    quantised = [layer for layer in report if layer.quantised]
+    wrong = [layer for layer in quantised if layer.precision != "int8"]
+    if wrong:
+        raise NotInteger(
+            f"{runtime} would run quantised layers in floating point",
+            where=", ".join(layer.name for layer in wrong),
+            got=f"{len(quantised) - len(wrong)} of {len(quantised)} in int8",
+            expected="all of them",
+            do="Skip these layers when quantising, or quantise what stands before and behind them too.",
+        )
+    return report
+
+
+def _onnxruntime(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
+    import onnx
+
+    from trimtab.run.onnxruntime import optimise
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        optimise(path, optimised)
+        model = onnx.load(str(optimised), load_external_data=False)
+    constants = {t.name: t for t in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type in ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast"):
+            continue
+        for name in node.input:
+            origin = source(name, constants, producers)
+            if origin is not None:
+                readers.setdefault(origin, []).append(str(node.op_type))
+    for layer in found:
+        kinds = list(dict.fromkeys(readers.get(layer.weight, [])))
+        integer = bool(kinds) and all(kind in KERNELS for kind in kinds)
+        yield ("int8" if integer else "fp32"), "+".join(kinds)
+
+
+def _openvino(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
+    runs: dict[str, tuple[str, str]] = {}
+    for node in compiled(path, 1, 1, "f32").get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if _text(facts, "layerType") in _OPENVINO:
+            names = [node.get_friendly_name(), *_text(facts, "originalLayersNames").split(",")]
+            run = (_precision(_text(facts, "runtimePrecision")), _text(facts, "primitiveType"))
+            for name in names:
+                runs.setdefault(name.partition("/")[0], run)
+    for layer in found:
+        yield next((runs[mark] for mark in layer.marks if mark in runs), ("unknown", ""))
+
+
+def _text(facts: Any, key: str) -> str:
+    if key not in facts:
+        return ""
+    value = facts[key]
+    return str(value.astype(str) if hasattr(value, "astype") else value)
+
+
+def _precision(name: str) -> str:
+    return {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16"}.get(name, name)
