@@ -122,6 +122,7 @@ def _openvino(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> tu
         "PERFORMANCE_HINT": "LATENCY",
         "PERF_COUNT": True,
         "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # whoever measures pins
     }
     compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()

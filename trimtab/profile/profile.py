@@ -1,0 +1,283 @@
+"""Profile: where the time, the multiply-adds and the bytes of a network go, layer by layer, on a runtime."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.core.errors import FileError
+from trimtab.core.metric import Metric, metric
+from trimtab.core.target import Target
+from trimtab.graph.model import Graph
+from trimtab.hardware.roofline import Ceilings, Side, bound
+from trimtab.profile.join import Group, join, peak_memory
+from trimtab.profile.network import Network, read, write
+from trimtab.profile.probe import probe
+from trimtab.run import Runtime, runtime, runtimes
+from trimtab.run.export import export_onnx
+from trimtab.run.kernels import kernels
+from trimtab.run.measure import latency, measure
+from trimtab.run.pinned import pinned
+from trimtab.run.runtime import Array, Session, first_line
+
+_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|DynamicQuantize)|Integer$|_[iu]8$", re.IGNORECASE)
+"""Kernels that compute in integers: operators of ONNX Runtime, and the end of OpenVINO's primitives."""
+_SECONDS, _RUNS = 0.5, (20, 300)
+"""Time to run kernels for, and bounds on how often: a short burst could fall into a busy moment of the machine."""
+_ADDED = "(added by the runtime)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer, or chain of fused operators, as the runtime executes it.
+
+    Args:
+        position: in the order of execution.
+        layer: the user's name of the layer that computes most; for an operator without parameters, what it follows.
+        kinds: the operators computed together.
+        kernel: what computed them: an operator of ONNX Runtime, a primitive of OpenVINO.
+        precision: `int8` or `fp32`.
+        parameters: elements.
+        macs: multiply-adds.
+        bytes: moved: parameters, inputs and outputs, each once.
+        seconds: median, by the runtime's profiler.
+        share: of the sum of all rows' seconds.
+        bound: what binds it; None for a conversion that the runtime added, whose bytes it doesn't tell.
+        least: seconds that its ceiling allows; 0 where `bound` is None.
+    """
+
+    position: int
+    layer: str
+    kinds: tuple[str, ...]
+    kernel: str
+    precision: str
+    parameters: int
+    macs: int
+    bytes: int
+    seconds: float
+    share: float
+    bound: Side | None
+    least: float
+
+    @property
+    def intensity(self) -> float:
+        """Multiply-adds per byte moved; 0 where nothing moves."""
+        return self.macs / self.bytes if self.bytes else 0.0
+
+    @property
+    def achieved(self) -> float | None:
+        """Share of its ceiling that the row reaches: least time over measured time; None without a ceiling.
+
+        It can be above 1: the profiler's clock counts whole microseconds, and the probe's shapes are not all shapes.
+        """
+        return self.least / self.seconds if self.bound is not None and self.seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a network costs on a runtime.
+
+    Args:
+        runtime: by name.
+        batch: that everything is for.
+        threads: that the runtime had.
+        rows: the slowest first.
+        totals: `params`, `macs`, `peak_memory`, `latency`, and `bytes` moved and `kernels`, the sum of the rows'
+            seconds.
+        ceilings: that the rows are held against.
+        notes: what is not counted, one sentence each.
+    """
+
+    runtime: str
+    batch: int
+    threads: int
+    rows: tuple[Row, ...]
+    totals: Mapping[str, Metric]
+    ceilings: Ceilings
+    notes: tuple[str, ...]
+
+    @property
+    def outside(self) -> float:
+        """Seconds of the whole network that are in no kernel: time between nodes, less what profiling itself adds."""
+        return self.totals["latency"].value - self.totals["kernels"].value
+
+    def json(self) -> dict[str, Any]:
+        """As `trimtab profile --json` prints it."""
+        return {
+            "runtime": self.runtime,
+            "batch": self.batch,
+            "threads": self.threads,
+            "totals": {name: m.json() for name, m in self.totals.items()},
+            "outside_kernels": {"value": self.outside, "unit": "s", "source": "measured"},
+            "rows": [{**vars(row), "intensity": row.intensity, "achieved": row.achieved} for row in self.rows],
+            "ceilings": self.ceilings.json(),
+            "notes": list(self.notes),
+        }
+
+
+def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ceilings | None = None) -> Profile:
+    """Measure where the time of a network goes on a target, and what binds each layer.
+
+    Args:
+        what: a captured network, or the path of an ONNX file, which may come from a stranger.
+        target: batch, threads and runtime; this machine by default. Without a runtime, the fastest installed is taken.
+        ceilings: of the machine; by default those that `probe` keeps, measured now if there are none.
+
+    Raises:
+        FileError: the file is missing, damaged, or does not run.
+        InputError: the target does not fit the network or the machine.
+        RuntimeMissing: the target's runtime is not installed.
+    """
+    wanted = target or Target()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = Path(what) if isinstance(what, (str, Path)) else folder / "network.onnx"
+        if isinstance(what, Graph):
+            export_onnx(what, path)
+        network = read(path, wanted.batch)
+        own = folder / "marked.onnx"
+        write(network, own)
+        try:
+            chosen, whole = _fastest(own, network, wanted)
+        except FileError as error:  # it names our temporary copy
+            raise FileError(error.what, where=path, got=error.got, expected=error.expected, do=error.do) from error
+        runs = int(np.clip(_SECONDS / whole.value, *_RUNS))
+        with pinned(wanted.threads):
+            timed = kernels(own, chosen.name, _inputs(network), threads=wanted.threads, runs=runs)
+    roof = ceilings or probe(chosen.name, wanted.threads)
+    groups = join(network, timed)
+    rows = _rows(network, groups, roof)
+    return Profile(
+        runtime=chosen.name,
+        batch=network.batch,
+        threads=wanted.threads,
+        rows=tuple(sorted(rows, key=lambda row: -row.seconds)),
+        totals=_totals(network, groups, rows, whole),
+        ceilings=roof,
+        notes=_notes(network, groups, wanted),
+    )
+
+
+def _fastest(path: Path, network: Network, target: Target) -> tuple[Runtime, Metric]:
+    """The target's runtime, or the fastest one here, with the latency of the whole network."""
+    asked = (runtime(target.runtime),) if target.runtime else runtimes()
+    inputs = list(_inputs(network).values())
+    sessions: dict[str, Session] = {}
+    try:
+        for one in asked:
+            sessions[one.name] = one.load(path, threads=target.threads)
+            _try(sessions[one.name], inputs, path)
+        found = {name: latency(timing) for name, timing in measure(sessions, inputs, 1.0, target.threads).items()}
+    finally:
+        for session in sessions.values():
+            session.close()
+    best = min(found, key=lambda name: found[name].value)
+    return runtime(best), found[best]
+
+
+def _try(session: Session, inputs: list[Array], path: Path) -> None:
+    try:
+        session.run(inputs)
+    except Exception as error:  # a runtime raises errors of its own, without a common base
+        raise FileError("profile: the network does not run", where=path, got=first_line(error)) from error
+
+
+def _inputs(network: Network) -> dict[str, Array]:
+    """Normal floats, zero integers, false booleans: what every network takes."""
+    from onnx import helper
+
+    rng = np.random.default_rng(0)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in network.model.graph.input}
+    made: dict[str, Array] = {}
+    for name in network.inputs:
+        dtype, shape = helper.tensor_dtype_to_np_dtype(kinds[name]), network.values[name].shape
+        floating = np.issubdtype(dtype, np.floating)
+        made[name] = rng.standard_normal(shape, np.float32).astype(dtype) if floating else np.zeros(shape, dtype)
+    return made
+
+
+def _rows(network: Network, groups: tuple[Group, ...], ceilings: Ceilings) -> list[Row]:
+    total = sum(kernel.seconds for group in groups for kernel in group.kernels)
+    return [_row(network, group, position, total, ceilings) for position, group in enumerate(groups)]
+
+
+def _row(network: Network, group: Group, position: int, total: float, ceilings: Ceilings) -> Row:
+    ops = [network.ops[i] for i in group.members]
+    macs, seconds = sum(op.macs for op in ops), sum(kernel.seconds for kernel in group.kernels)
+    kernel = max(group.kernels, key=lambda kernel: kernel.seconds).kind
+    precision = "int8" if _INTEGER.search(kernel) else "fp32"
+    limit = bound(ceilings, precision, macs, group.moved) if ops else None
+    return Row(
+        position=position,
+        layer=_layer(network, group),
+        kinds=tuple(dict.fromkeys(op.kind for op in ops)),
+        kernel=kernel,
+        precision=precision,
+        parameters=network.parameters(ops),
+        macs=macs,
+        bytes=group.moved,
+        seconds=seconds,
+        share=seconds / total if total else 0.0,
+        bound=limit.by if limit else None,
+        least=limit.seconds if limit else 0.0,
+    )
+
+
+def _layer(network: Network, group: Group) -> str:
+    ops = [network.ops[i] for i in group.members]
+    if not ops:
+        return _ADDED
+    heaviest = max(ops, key=lambda op: (op.macs, len(op.weights)))
+    if heaviest.layer and (heaviest.macs or heaviest.weights):
+        return heaviest.layer
+    before = _before(network, group.members[0])
+    return f"after {before}" if before else next(iter(network.inputs), "")
+
+
+def _before(network: Network, position: int) -> str:
+    """The nearest layer with parameters whose result flows into an operator; '' if there is none."""
+    makers = {name: i for i, op in enumerate(network.ops) for name in op.makes}
+    waiting, seen = [position], {position}
+    while waiting:
+        here = max(waiting)
+        waiting.remove(here)
+        op = network.ops[here]
+        if here != position and op.layer and op.weights:
+            return op.layer
+        fresh = {makers[name] for name in op.reads if name in makers} - seen
+        seen |= fresh
+        waiting += fresh
+    return ""
+
+
+def _totals(network: Network, groups: tuple[Group, ...], rows: list[Row], whole: Metric) -> dict[str, Metric]:
+    def counted(name: str, value: float, how: str) -> Metric:
+        return metric(name, value, "modelled", how=how)
+
+    moved = Metric(sum(row.bytes for row in rows), "byte", "modelled", "down", how="each kernel's values, each once")
+    summed = Metric(sum(row.seconds for row in rows), "s", "measured", "down", how="sum of the kernels' medians")
+    return {
+        "params": counted("params", network.parameters(network.ops), "elements stored in the file"),
+        "macs": counted("macs", sum(op.macs for op in network.ops), "from shapes"),
+        "bytes": moved,
+        "peak_memory": counted("peak_memory", peak_memory(network, groups), "values alive between kernels"),
+        "kernels": summed,
+        "latency": whole,
+    }
+
+
+def _notes(network: Network, groups: tuple[Group, ...], target: Target) -> tuple[str, ...]:
+    placed = {i for group in groups for i in group.members}
+    lost = [op.layer or op.kind for i, op in enumerate(network.ops) if op.macs and i not in placed]
+    notes = list(network.notes)
+    if lost:
+        notes.append(f"The runtime names no kernel for these, so their time stands elsewhere: {', '.join(lost)}.")
+    if network.batch != target.batch:
+        notes.append(f"The file has a fixed batch of {network.batch}; the target's {target.batch} could not be taken.")
+    return tuple(notes)

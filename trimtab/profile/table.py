@@ -1,0 +1,131 @@
+"""The profile and the probe as tables for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trimtab.core.metric import show
+from trimtab.hardware.roofline import Ceilings, ridge
+from trimtab.profile.profile import Profile, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COLUMNS = ("layer", "computed", "params", "MACs", "bytes", "MACs/byte", "time", "share", "bound by", "of ceiling")
+
+
+def rows(found: Profile, limit: int | None = None) -> list[tuple[str, ...]]:
+    """The table's cells, the slowest row first; rows after `limit` are summed up in one."""
+    shown = found.rows[:limit]
+    left = found.rows[len(shown) :]
+    cells = [_cells(row) for row in shown]
+    if left:
+        cells.append(_sum(f"{len(left)} more", left))
+    return cells
+
+
+def table(found: Profile, limit: int | None = None) -> Table:
+    """A rich table with the totals at its foot.
+
+    Args:
+        found: the profile.
+        limit: rows to show; None for all.
+    """
+    from rich.table import Table
+
+    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    made = Table(title=f"{found.runtime}, batch {found.batch}, {threads}", show_footer=True)
+    for name, foot in zip(_COLUMNS, _sum("total", found.rows), strict=True):
+        left = name in ("layer", "computed", "bound by")
+        made.add_column(name, foot, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for cells in rows(found, limit):
+        made.add_row(*cells)
+    return made
+
+
+def summary(found: Profile) -> list[str]:
+    """What stands under the table, one sentence a line."""
+    totals = found.totals
+    lines = [
+        f"Whole network {show(totals['latency'].value, 's')}; kernels {show(totals['kernels'].value, 's')}; "
+        f"outside kernels {show(found.outside, 's')} (measured apart: the kernels were timed with the profiler on).",
+        f"{_count(totals['params'].value)} parameters, {_count(totals['macs'].value)} multiply-adds, "
+        f"{show(totals['bytes'].value, 'byte')} moved, "
+        f"peak activation memory {show(totals['peak_memory'].value, 'byte')}.",
+    ]
+    by = {side: sum(row.share for row in found.rows if row.bound == side) for side in ("compute", "memory", "overhead")}
+    told = ", ".join(f"{side} {share:.0%}" for side, share in by.items())
+    added = sum(row.share for row in found.rows if row.bound is None)
+    lines.append(f"Share of the kernels' time by what binds them: {told}; conversions of the runtime {added:.0%}.")
+    return [*lines, *found.notes]
+
+
+def ceilings_table(found: Sequence[Ceilings]) -> Table:
+    """What `probe` measured: a column for each runtime and number of threads."""
+    from rich.table import Table
+
+    made = Table(title="What this machine reaches")
+    made.add_column("ceiling")
+    for one in found:
+        made.add_column(f"{one.runtime}, {one.threads} thread{'s' if one.threads > 1 else ''}", justify="right")
+    for precision in found[0].peak if found else ():
+        made.add_row(f"{precision} multiply-adds", *(f"{_count(c.peak[precision].value)}/s" for c in found))
+    for i, level in enumerate(found[0].levels if found else ()):
+        room = "" if math.isinf(level.capacity) else f" ({level.capacity / 1024:,.0f} KiB)"
+        made.add_row(f"{level.name}{room}", *(f"{show(c.levels[i].bandwidth.value, 'byte')}/s" for c in found))
+    if found:
+        made.add_row("one more node", *(show(c.overhead.value, "s") for c in found))
+        made.add_row("fp32 ridge, MACs/byte", *(_ridge(c) for c in found))
+    return made
+
+
+def _ridge(ceilings: Ceilings) -> str:
+    return f"{ridge(ceilings.peak['fp32'].value, ceilings.levels[-1].bandwidth.value):.3g}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    achieved = row.achieved
+    return (
+        row.layer,
+        f"{'+'.join(_short(row)) or row.kernel} {row.precision}",
+        _count(row.parameters) if row.parameters else "",
+        _count(row.macs) if row.macs else "",
+        show(row.bytes, "byte") if row.bytes else "",
+        f"{row.intensity:.1f}" if row.macs else "",
+        show(row.seconds, "s"),
+        f"{row.share:.1%}",
+        row.bound or "",
+        "" if achieved is None else f"{achieved:.0%}",
+    )
+
+
+def _short(row: Row) -> tuple[str, ...]:
+    """The operators without the quantising ones that were fused into them."""
+    plain = tuple(kind for kind in row.kinds if kind not in ("QuantizeLinear", "DequantizeLinear"))
+    return plain or row.kinds
+
+
+def _sum(name: str, some: Sequence[Row]) -> tuple[str, ...]:
+    macs, moved = sum(row.macs for row in some), sum(row.bytes for row in some)
+    return (
+        name,
+        "",
+        _count(sum(row.parameters for row in some)),
+        _count(macs),
+        show(moved, "byte"),
+        f"{macs / moved:.1f}" if moved else "",
+        show(sum(row.seconds for row in some), "s"),
+        f"{sum(row.share for row in some):.1%}",
+        "",
+        "",
+    )
+
+
+def _count(value: float) -> str:
+    """`1.23 M`, `45.6 k`, `12`."""
+    for scale, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {name}"
+    return f"{value:.3g}"
