@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trimtab.core.errors import InputError
+from trimtab.examples import digits
 from trimtab.graph.capture import capture
 from trimtab.train.evaluate import evaluate
 
@@ -42,9 +43,8 @@ def cifar10(example):
 
 
 def test_digits_are_learnt_and_learnt_alike(example):
-    digits = example("digits")
     torch.manual_seed(5)
-    made = digits.task()
+    made = example("digits").task()
     graph = capture(made.model, made.example)
     assert evaluate(graph, made.validate, made.scored(), "validate").value >= 0.97
     assert evaluate(graph, made.test, made.scored(), "test").value >= 0.97
@@ -53,8 +53,7 @@ def test_digits_are_learnt_and_learnt_alike(example):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_digits_splits_do_not_overlap(example, monkeypatch):
-    digits = example("digits")
+def test_digits_splits_do_not_overlap(monkeypatch):
     monkeypatch.setattr(digits, "trained", lambda data: digits.Digits())
     made = digits.task()
     sets = [made.train, made.validate, made.test]

@@ -60,6 +60,5 @@ def setting(dropout=0.0, transform=noisy, store=None, progress=None, **changes):
 
 def same(a, b):
     """Whether two graphs have equal tensors, bit for bit."""
-    return a.tensors().keys() == b.tensors().keys() and all(
-        torch.equal(v, b.tensors()[k]) for k, v in a.tensors().items()
-    )
+    mine, theirs = a.tensors(), b.tensors()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

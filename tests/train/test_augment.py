@@ -10,7 +10,7 @@ from trimtab.train.augment import crop_and_flip
 
 def every_crop(image, pad):
     """All crops of the padded image and of each its mirror image."""
-    c, h, w = image.shape
+    h, w = image.shape[1:]
     padded = functional.pad(image, (pad,) * 4)
     crops = [padded[:, i : i + h, j : j + w] for i in range(2 * pad + 1) for j in range(2 * pad + 1)]
     return crops + [crop.flip(2) for crop in crops]

@@ -85,7 +85,7 @@ def test_too_little_to_halve():
 
 
 def test_take_and_in_memory_stop_at_the_samples_asked_for():
-    graph, context = setting(train=Arrays(*[t for t in (torch.randn(20, 3, 8, 8), Y)], batch=8))
+    graph, context = setting(train=Arrays(torch.randn(20, 3, 8, 8), Y, batch=8))
     assert [size(b) for b in in_memory(context.train, graph, "train")] == [8, 8, 4]
     assert [size(b) for b in in_memory(context.train, graph, "train", samples=10)] == [8, 2]
     assert [size(b) for b in take(in_memory(context.train, graph, "train"), 16)] == [8, 8]

@@ -220,7 +220,7 @@ def test_norms_and_biases_are_not_decayed():
 
 
 def test_without_labels_it_learns_from_the_teacher_alone():
-    graph, context = setting(loss=None, train=Arrays(images()[0], None, batch=8, shuffle=True))
+    _, context = setting(loss=None, train=Arrays(images()[0], None, batch=8, shuffle=True))
     torch.manual_seed(7)
     student = capture(Net(), context.task.example)
     unlabelled = [(images(seed=3)[0],)]

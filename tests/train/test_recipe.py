@@ -27,16 +27,17 @@ def test_rate_without_and_with_nothing_but_warmup():
     "wrong",
     [
         {"steps": -1}, {"steps": 1.5}, {"steps": True}, {"lr": -1.0}, {"lr": float("nan")}, {"weight_decay": -1e-4},
-        {"warmup": 1.5}, {"optimiser": "adam"}, {"schedule": "step"}, {"precision": "fp16"}, {"clip": 0.0}, {"ema": 1.0},
-        {"distil": Distillation(temperature=0.0)}, {"distil": Distillation(alpha=1.1)},
-        {"distil": Distillation(match="logits")},  # type: ignore[arg-type]
+        {"warmup": 1.5}, {"optimiser": "adam"}, {"schedule": "step"}, {"precision": "fp16"}, {"clip": 0.0},
+        {"ema": 1.0},
     ],
     ids=str,
 )  # fmt: skip
 def test_what_is_out_of_range_is_named(wrong):
-    name, value = next(iter(wrong.items()))
-    with pytest.raises(InputError, match=r"^recipe: ") as caught:
+    with pytest.raises(InputError, match=rf"^recipe: {next(iter(wrong))}: got "):
         Recipe(**({"steps": 10} | wrong)).check()
-    assert name == "distil" or f"recipe: {name}: got {value!r}" in str(caught.value).replace(
-        f"got {value},", f"got {value!r},"
-    )
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"alpha": 1.1}, {"match": "logits"}], ids=str)
+def test_what_is_out_of_range_in_distillation_is_named(wrong):
+    with pytest.raises(InputError, match=rf"^recipe: {next(iter(wrong))}: got "):
+        Recipe(steps=10, distil=Distillation(**wrong)).check()
