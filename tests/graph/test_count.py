@@ -213,7 +213,7 @@ def test_counting_leaves_the_graph_as_it_was():
 
 
 def test_macs_of_the_residual_network_of_he_et_al():
-    from .test_capture import ResNet
+    from tests.graph.test_capture import ResNet
 
     graph = capture(ResNet(), torch.randn(2, 3, 32, 32))
     first, same, down = 27 * 8, 72 * 8 + 72 * 8, 72 * 16 + 144 * 16

@@ -11,8 +11,8 @@ from trimtab.graph.modes import set_mode
 from trimtab.graph.save import load, save
 from trimtab.graph.simplify import simplify
 
-from .test_capture import ResNet
-from .test_modes import DropPath, Noise
+from tests.graph.test_capture import ResNet
+from tests.graph.test_modes import DropPath, Noise
 
 ATEN = torch.ops.aten
 
