@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.graph.test_capture import ResNet
+from tests.graph.test_modes import DropPath, Noise
 from trimtab.graph.capture import capture
 from trimtab.graph.fuse import fold_batch_norm, fold_constants, for_inference
 from trimtab.graph.modes import set_mode
 from trimtab.graph.save import load, save
 from trimtab.graph.simplify import simplify
-
-from tests.graph.test_capture import ResNet
-from tests.graph.test_modes import DropPath, Noise
 
 ATEN = torch.ops.aten
 
