@@ -15,12 +15,12 @@ from tests.compress.networks import Gated, Inception, Residual, Tagger, image_ba
 from trimtab.compress import Quantise
 from trimtab.compress.quantise.annotate import annotate
 from trimtab.compress.quantise.calibrate import histograms
-from trimtab.compress.quantise.fold import fold_batch_norm
 from trimtab.compress.quantise.insert import FAKE
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Arrays, Task
 from trimtab.graph.capture import capture
+from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.run.export import export_onnx
 
@@ -56,14 +56,14 @@ def test_int8_weights_keep_their_names_and_outputs_stay_close() -> None:
 @torch.no_grad()
 def test_folding_batch_norm_changes_nothing() -> None:
     graph, _ = captured(Residual())
-    folded = fold_batch_norm(graph)
+    folded = for_inference(graph)
     assert not list(folded.nodes(torch.ops.aten.batch_norm.default))
     assert torch.allclose(folded(image_batch()), graph(image_batch()), atol=1e-5)
 
 
 def test_what_runtimes_fuse_is_not_cut_apart() -> None:
     graph, _ = captured(Residual())
-    found = annotate(fold_batch_norm(graph))
+    found = annotate(for_inference(graph))
     # the input, both convolutions' results (the first behind its relu), the sum behind its relu, the mean
     assert list(found.tensors) == ["x", "relu", "conv2d_1", "relu_1", "mean"]
     assert len(set(found.tensors.values())) == 5
@@ -134,7 +134,7 @@ def test_equals_torchao() -> None:
             pass
 
     graph, context = captured(Residual())
-    prepared = prepare_pt2e(fold_batch_norm(graph).net, Same())
+    prepared = prepare_pt2e(for_inference(graph).net, Same())
     prepared(image_batch())
     wanted = convert_pt2e(prepared)(image_batch())[0]
     # symmetric scales there are max / ((127 + 127) / 2), as here

@@ -8,7 +8,6 @@ from typing import Any
 
 from trimtab.compress.quantise.annotate import Annotation, annotate, layer_name
 from trimtab.compress.quantise.calibrate import calibration_inputs, histograms
-from trimtab.compress.quantise.fold import fold_batch_norm
 from trimtab.compress.quantise.insert import FAKE, WeightRange, fake_quantised, integers, largest
 from trimtab.compress.quantise.ranges import Calibration, activation_range, affine, weight_scales
 from trimtab.compress.quantise.support import INTEGER
@@ -17,6 +16,7 @@ from trimtab.compress.settings import made
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.space import Axis
+from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 
@@ -61,7 +61,7 @@ class Quantise:
 
     def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
         """One axis for each layer that could run in integers: `int8` or `fp32`."""
-        folded = fold_batch_norm(set_mode(graph.copy(), False))
+        folded = for_inference(set_mode(graph.copy(), False))
         chosen = annotate(folded).layers
         names = dict.fromkeys(layer_name(folded, n) for n in folded.nodes() if n.name in chosen)
         return tuple(Axis(f"Quantise:{name}", ("int8", "fp32")) for name in names)
@@ -97,7 +97,7 @@ class Quantise:
         """
         settings = _checked(self)
         refuse_quantised(graph)
-        folded = fold_batch_norm(set_mode(graph.copy(), False))
+        folded = for_inference(set_mode(graph.copy(), False))
         found = annotate(folded, self.skip)
         if not found.layers:
             why = "; ".join(f"{k}: {v}" for k, v in list(found.floats.items())[:3]) or "it has no such layer"
