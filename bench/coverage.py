@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,16 @@ sys.path[:0] = [str(ROOT)]
 
 RESULT = ROOT / "bench" / "results" / "coverage.md"
 RATIO, SHARE, FALL, AGREE = 0.3, 0.8, 0.25, 1e-4
-LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+PRELOADED = [
+    "torch",
+    "transformers.models.bert.modeling_bert",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "bench.networks",
+    "trimtab.run.export",
+]
+LIBRARIES = ("torch", "transformers.models.bert.modeling_bert", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 Row = dict[str, Any]
 
@@ -41,7 +53,7 @@ def measure(name: str, seed: int) -> Iterator[Row]:
 
     from bench.networks import network
     from trimtab.graph.capture import capture
-    from trimtab.graph.count import count
+    from trimtab.graph.count import total
     from trimtab.graph.coupling import groups
     from trimtab.graph.modes import set_mode
     from trimtab.graph.surgery import cut, mask
@@ -57,7 +69,7 @@ def measure(name: str, seed: int) -> Iterator[Row]:
     yield {"share": share(graph, found, keep), "groups": len(found), "cut": len(keep), "whole": whole(found, keep)}
     yield {"stage": "cut"}
     small = cut(graph, keep)
-    before, after = count(graph).macs, count(small).macs
+    before, after = total(graph).macs, total(small).macs
     parameters = [sum(p.numel() for p in g.net.parameters()) for g in (graph, small)]
     yield {"macs": before, "fall": 1 - after / before, "parameters": parameters[0], "left": parameters[1]}
     yield {"stage": "law"}
@@ -230,28 +242,41 @@ def reasons(row: Row) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not blank, without the separator of tables."""
+    """The last line that is not blank, fit for a table."""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return lines[-1].replace("|", "/")[:400] if lines else "no message"
 
 
+def serve(name: str, seed: int, answer: Connection) -> None:
+    """In a process of its own: send the facts of a row; whatever is raised is a fact too."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+    warnings.simplefilter("ignore")
+    try:
+        for facts in measure(name, seed):
+            answer.send(facts)
+    except Exception as error:
+        message = " ".join(str(error).split()).replace("|", "/")
+        answer.send({"error": f"{type(error).__name__}: {message[:400]}"})
+        raise
+
+
 def isolated(name: str, seed: int, seconds: float) -> Row:
     """One network in a process of its own, with a time limit: a crash is a row that fails."""
-    start, row = time.monotonic(), {"name": name, "stage": "start"}
-    command = [sys.executable, __file__, "--row", name, "--seed", str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        try:
-            status = subprocess.run(command, stdout=out, stderr=err, env=environment, timeout=seconds, check=False)
-            failed = f"status {status.returncode}" if status.returncode else ""
-        except subprocess.TimeoutExpired:
-            failed = f"took more than {seconds:.0f} s"
-        out.seek(0), err.seek(0)
-        for line in out:
-            if line.startswith("ROW "):
-                row.update(json.loads(line[4:]))
-        if failed:
-            row["error"] = failed if failed.startswith("took") else last_line(err.read()) or failed
+    row: Row = {"name": name, "stage": "start"}
+    start, context = time.monotonic(), multiprocessing.get_context("forkserver")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=serve, args=(name, seed, send))
+    process.start()
+    send.close()
+    try:
+        while receive.poll(max(start + seconds - time.monotonic(), 0)):
+            row.update(receive.recv())
+        row["error"] = f"took more than {seconds:.0f} s"
+        process.kill()
+    except EOFError:
+        process.join()
+        if process.exitcode and "error" not in row:
+            row["error"] = f"the process ended with status {process.exitcode}"
     row["seconds"] = time.monotonic() - start
     return row
 
@@ -304,15 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=300, help="time limit of one network")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--reopen", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.reopen:
         print(json.dumps(reopen(options.reopen)))
-        return 0
-    if options.row:
-        for facts in measure(options.row, options.seed):
-            print("ROW", json.dumps(facts), flush=True)
         return 0
     return run(options)
 
@@ -326,6 +346,8 @@ def run(options: argparse.Namespace) -> int:
     if unknown:
         print(f"coverage: no network {unknown[0]!r}; there are {', '.join(NETWORKS)}", file=sys.stderr)
         return 2
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    multiprocessing.set_forkserver_preload(PRELOADED)
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(lambda name: isolated(name, options.seed, options.seconds), names):

@@ -29,7 +29,7 @@ def images(size: int = 32, batch: int = 2, channels: int = 3) -> torch.Tensor:
 
 
 def vgg_bn() -> Network:
-    """VGG with batch norm (Simonyan & Zisserman 2014): a chain, then flatten with 4 x 4 pixels and two linear layers."""
+    """VGG with batch norm (Simonyan & Zisserman 2014): a chain, then flattened pixels and two linear layers."""
     layers: list[nn.Module] = []
     width = 3
     for out in (16, 32, 64):

@@ -129,11 +129,17 @@ MOBILE = {"embedding_size": 24, "intra_bottleneck_size": 24, "num_feedforward_ne
 SEQUENCE: dict[str, Callable[[], Network]] = {
     "bert": text("Bert", **PLAIN),
     "bert_mlm": text("Bert", "ForMaskedLM", **PLAIN),
-    "distilbert": text("DistilBert", vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=32),
+    "distilbert": text(
+        "DistilBert", vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=32
+    ),
     "roberta": text("Roberta", **PLAIN),
     "albert": text("Albert", **PLAIN, embedding_size=24),
-    "deberta": text("Deberta", **PLAIN, pos_att_type=["c2p", "p2c"], relative_attention=True, position_biased_input=False),
-    "deberta_v2": text("DebertaV2", **PLAIN, pos_att_type=["c2p", "p2c"], relative_attention=True, position_biased_input=False),
+    "deberta": text(
+        "Deberta", **PLAIN, pos_att_type=["c2p", "p2c"], relative_attention=True, position_biased_input=False
+    ),
+    "deberta_v2": text(
+        "DebertaV2", **PLAIN, pos_att_type=["c2p", "p2c"], relative_attention=True, position_biased_input=False
+    ),
     "electra": text("Electra", **PLAIN, embedding_size=24),
     "mobilebert": text("MobileBert", **PLAIN, **MOBILE),
     "mpnet": text("MPNet", **PLAIN),
@@ -154,8 +160,16 @@ SEQUENCE: dict[str, Callable[[], Network]] = {
     "falcon": decoder("Falcon", **DECODER),
     "gptj": decoder("GPTJ", **GPT2, rotary_dim=4, **SMALL_IDS),
     "gpt_neo": decoder(
-        "GPTNeo", vocab_size=VOCABULARY, max_position_embeddings=32, hidden_size=32, num_layers=2, num_heads=4,
-        attention_types=[[["global", "local"], 1]], window_size=8, use_cache=False, **SMALL_IDS,
+        "GPTNeo",
+        vocab_size=VOCABULARY,
+        max_position_embeddings=32,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        use_cache=False,
+        **SMALL_IDS,
     ),
     "olmo2": decoder("Olmo2", **DECODER),
     "cohere": decoder("Cohere", **DECODER),
@@ -165,5 +179,7 @@ SEQUENCE: dict[str, Callable[[], Network]] = {
     "whisper": whisper,
     "wav2vec2": speech("Wav2Vec2"),
     "hubert": speech("Hubert", feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True),
-    "mamba": decoder("Mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8, use_cache=False, **SMALL_IDS),
-}  # fmt: skip
+    "mamba": decoder(
+        "Mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8, use_cache=False, **SMALL_IDS
+    ),
+}
