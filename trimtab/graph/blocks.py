@@ -60,6 +60,7 @@ def _branch(graph: Graph, add: Node, nodes: list[Node], order: dict[Node, int]) 
     if not path or any(user not in path and user is not add for node in path for user in node.users):
         return None
     branch = path | _feeding(path, source)
+    branch |= _counters(branch, nodes)
     parameters = [str(n.target) for n in nodes if n in branch and n.op == "get_attr"]
     weights = dict(graph.net.named_parameters())
     if not any(name in weights for name in parameters):
@@ -84,23 +85,28 @@ def _between(source: Node, end: Node, span: list[Node]) -> set[Node]:
 
 
 def _feeding(path: set[Node], source: Node) -> set[Node]:
-    """What only these nodes use: their parameters, the counters of their norms, the constants they make."""
+    """What only these nodes use: their parameters, and the constants they make."""
     feeding: set[Node] = set()
     queue = [arg for node in path for arg in node.all_input_nodes]
     while queue:
         node = queue.pop()
         if node in path or node in feeding or node is source or node.op == "placeholder":
             continue
-        if all(u in path or u in feeding or _counts(u) for u in node.users):
+        if all(u in path or u in feeding for u in node.users):
             feeding.add(node)
-            feeding.update(u for u in node.users if u not in path)
             queue += node.all_input_nodes
     return feeding
 
 
-def _counts(node: Node) -> bool:
-    """A batch norm's count of batches, which nothing reads."""
-    return not node.users and node.op == "call_function"
+def _counters(branch: set[Node], nodes: list[Node]) -> set[Node]:
+    """The batch counts of the branch's norms: buffers beside theirs that are written and never read."""
+    owners = {str(n.target).rpartition(".")[0] for n in branch if n.op == "get_attr"}
+    counted = {
+        n
+        for n in nodes
+        if n.op == "get_attr" and str(n.target).rpartition(".")[0] in owners and all(not u.users for u in n.users)
+    }
+    return (counted | {u for n in counted for u in n.users}) - branch
 
 
 def _names(parameters: list[tuple[str, ...]], graph: Graph) -> list[str]:

@@ -170,9 +170,10 @@ def _collect(graph: Graph, ties: Ties, sources: dict[str, Node]) -> tuple[tuple[
     keys: dict[tuple[int, int], list[Labels]] = {}
     seen = np.zeros(count, dtype=bool)
     for _, _, roots in places:
-        new = np.unique(roots[~seen[roots]])
+        fresh = roots[~seen[roots]]
+        new = fresh[np.sort(np.unique(fresh, return_index=True)[1])]
         seen[new] = True
-        for key in sorted(set(zip(made[new].tolist(), number[reason[new]].tolist(), strict=True))):
+        for key in dict.fromkeys(zip(made[new].tolist(), number[reason[new]].tolist(), strict=True)):
             keys.setdefault(key, []).append(new[(made[new] == key[0]) & (number[reason[new]] == key[1])])
     parameters = dict(graph.net.named_parameters())
     return _groups(keys, sentences, places, parameters)

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from trimtab.graph.model import EXAMPLE_BATCH, Graph, shaped
 from trimtab.graph.rules import rule
-from trimtab.graph.rules.ties import Bools, Kept, Labels, Value, shape
+from trimtab.graph.rules.ties import Bools, Kept, Labels, Value, given, shape
 
 aten = torch.ops.aten
 
@@ -78,13 +78,15 @@ class _Writer:
         """Zero what is removed of a node's floating-point result."""
         value = node.meta.get("val")
         masks = self.kept.masks(node) if isinstance(value, torch.Tensor) else {}
-        if not masks or not value.is_floating_point():  # type: ignore[union-attr]
+        if not isinstance(value, torch.Tensor) or not masks or not value.is_floating_point():
             return
+        if any(given(user, 0) is node and str(user.target).split(".")[1].endswith("_") for user in node.users):
+            return  # its next form, which an operator writes into the same memory, is zeroed instead
         users = list(node.users)
         with self.net.graph.inserting_after(node):
             last = node
             for dim, keep in masks.items():
-                shape = [1] * value.ndim  # type: ignore[union-attr]
+                shape = [1] * value.ndim
                 shape[dim] = -1
                 with self.net.graph.inserting_before(node):
                     mask = self.constant(torch.from_numpy(keep).view(shape))

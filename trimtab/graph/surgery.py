@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def cut(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
     """
     coupling = couple(graph)
     stays = _stays(coupling, keep)
-    result = replace(graph, net=_copied(graph))
+    result = graph.copy()
     values = {
         new: coupling.values[old]
         for old, new in zip(graph.net.graph.nodes, result.net.graph.nodes, strict=True)
@@ -71,13 +71,14 @@ def mask(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
     return masked(graph, coupling.values, _stays(coupling, keep))
 
 
-def _stays(coupling: Coupling, keep: Mapping[str, Sequence[int]]):  # type: ignore[no-untyped-def]
+def _stays(coupling: Coupling, keep: Mapping[str, Sequence[int]]) -> Callable[[Labels], Bools]:
     """Which labels stay, as a function of labels."""
     stays = np.ones(len(coupling.ties), dtype=bool)
     known = {group.name: group for group in coupling.groups}
     for name, units in keep.items():
         if name not in known:
-            raise SurgeryError("cut", where=name, got="no group of this name", do="See trimtab.graph.coupling.groups.")
+            close = get_close_matches(name, known, n=3, cutoff=0) or ["none"]
+            raise SurgeryError("cut: there is no such group", got=name, do=f"The nearest names are {', '.join(close)}.")
         group, chosen = known[name], sorted({int(u) for u in units})
         for unit in chosen[:1] + chosen[-1:]:
             if not 0 <= unit < group.size:
@@ -96,10 +97,6 @@ def _stays(coupling: Coupling, keep: Mapping[str, Sequence[int]]):  # type: igno
         return stays[coupling.ties.find(labels)]
 
     return ask
-
-
-def _copied(graph: Graph) -> torch.fx.GraphModule:
-    return graph.copy().net
 
 
 def _cut_tensors(graph: Graph, kept: Kept) -> None:

@@ -18,17 +18,17 @@ def recurrent(ties: Ties, node: Node) -> Value:
 
     The initial state holds all layers and directions in one tensor, so their hidden units are one.
     """
-    x, state, parameters, bias, layers, _, _, both, _ = node.args
+    args: Any = node.args
+    x, state, weights, bias, layers, _, _, both, _ = args
     states: list[Any] = list(state) if isinstance(state, (list, tuple)) else [state]
-    weights: list[Any] = list(parameters)
     directions = 2 if both else 1
-    each = len(weights) // (int(layers) * directions)
+    each = len(weights) // (layers * directions)
     hidden = shape(weights[1])[1]
     if each != (4 if bias else 2):
         return _projected(ties, node)
     labels = ties.fresh(hidden)
     source = ties.of(x)[-1]
-    for layer in range(int(layers)):
+    for layer in range(layers):
         for direction in range(directions):
             start = (layer * directions + direction) * each
             _cell(ties, node, weights[start : start + each], source, labels)
@@ -55,6 +55,5 @@ def _projected(ties: Ties, node: Node) -> Value:
     return tuple((None,) * v.ndim for v in node.meta["val"])
 
 
-RULES: dict[Any, Rule] = {
-    op: Rule(recurrent) for op in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
-}
+_OPS = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+RULES: dict[Any, Rule] = {op: Rule(recurrent) for op in _OPS}

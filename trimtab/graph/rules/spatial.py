@@ -13,7 +13,7 @@ from trimtab.graph.rules.ties import Dims, Labels, Rule, Ties, Value, argument, 
 aten = torch.ops.aten
 
 
-def places(ties: Ties, node: Node) -> Value:
+def places(ties: Ties, node: Node) -> Dims:
     """Batch and channels (dimensions 0 and 1) pass; the places behind them are left whole."""
     dims = ties.of(given(node, 0))
     for labels in dims[2:]:

@@ -62,10 +62,11 @@ class Ties:
 
     def of(self, node: Any) -> Dims:
         """The labels of one tensor; all `None` for a number or a node without a rule."""
-        value = self.values.get(node, ()) if isinstance(node, Node) else ()
+        value: Any = self.values.get(node, ()) if isinstance(node, Node) else ()
         if value and isinstance(value[0], tuple):
             return ()
-        return value or (None,) * len(shape(node))  # type: ignore[return-value]
+        dims: Dims = value or (None,) * len(shape(node))
+        return dims
 
     def fresh(self, count: int) -> Labels:
         """Labels that are tied to nothing yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ import torch
 from torch.fx import Node
 
 from trimtab.graph.model import EXAMPLE_BATCH
-from trimtab.graph.rules.ties import Kept, Labels, Rule, Ties, Value, given, shape
+from trimtab.graph.rules.ties import Dims, Kept, Labels, Rule, Ties, Value, argument, given, shape
 
 aten = torch.ops.aten
 Sizes = tuple[int, ...]
 
 
-def view(ties: Ties, node: Node) -> Value:
+def view(ties: Ties, node: Node) -> Dims:
     """Blocks of dimensions with the same product are merged and split; one dimension of each carries the labels.
 
     Merged with dimensions that can't be cut, a label is repeated. Where a dimension is split, the
@@ -31,20 +32,22 @@ def view(ties: Ties, node: Node) -> Value:
         if len(inside) == 1 and len(outside) == 1:
             result.append(dims[inside[0]])
             continue
-        carrier = _carrier(ties, node, [d for d in inside if dims[d] is not None])
-        if carrier is None:
+        carrier = _carrier(ties, node, inside)
+        labels = None if carrier is None else dims[carrier]
+        if carrier is None or labels is None:
             result += [None] * len(outside)
             continue
         axes = [1] * len(inside)
         axes[inside.index(carrier)] = -1
-        full = np.broadcast_to(dims[carrier].reshape(axes), [sizes[d] for d in inside])
+        full = np.broadcast_to(labels.reshape(axes), [sizes[d] for d in inside])
         result += _split(ties, node, full.reshape([out[d] for d in outside]), outside)
     return tuple(result)
 
 
-def _carrier(ties: Ties, node: Node, candidates: list[int]) -> int | None:
+def _carrier(ties: Ties, node: Node, inside: list[int]) -> int | None:
     """Which of several labelled dimensions to merge stays cuttable: the first; the others are left whole."""
     dims = ties.of(given(node, 0))
+    candidates = [d for d in inside if dims[d] is not None]
     for dim in candidates[1:]:
         ties.pin(dims[dim], f"{node.name} merges it with another dimension that can be cut")
     return candidates[0] if candidates else None
@@ -84,7 +87,7 @@ def _part(node: Node, vary: list[int], outside: list[int]) -> int:
     """Which of several parts to cut."""
     ends = {d: list(_ends(node, outside[d])) for d in vary}
     parts = [d for d in vary if not any(kind == "picked" for kind, *_ in ends[d])] or vary
-    for outer, inner in zip(parts, parts[1:], strict=False):
+    for outer, inner in pairwise(parts):
         merges = {(user, at) for kind, user, at in ends[outer] if kind == "view"}
         for kind, user, at in ends[inner]:
             if kind == "view" and (user, at + 1) in merges:
@@ -94,9 +97,10 @@ def _part(node: Node, vary: list[int], outside: list[int]) -> int:
 
 
 _KEEP = {aten.clone.default, aten.contiguous.default, aten.alias.default, aten.dropout.default}
-_PICK = {
+_RUNS = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
+_PICK = _RUNS | {
     aten.select.int, aten.unbind.int, aten.sum.dim_IntList, aten.mean.dim, aten.softmax.int, aten.amax.default,
-    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.slice.Tensor,
+    aten.slice.Tensor,
 }  # fmt: skip
 
 
@@ -104,12 +108,12 @@ def _ends(node: Node, dim: int) -> Iterator[tuple[str, Node, int]]:
     """Where a dimension ends up, followed through layout changes: picked apart, or in another view."""
     for user in node.users:
         rank, target = len(shape(node)), user.target
-        if target in _KEEP:
+        if target in _KEEP or (target is aten.slice.Tensor and shape(user) == shape(node)):
             yield from _ends(user, dim)
         elif target is aten.permute.default:
             yield from _ends(user, [d % rank for d in given(user, 1)].index(dim))
         elif target is aten.transpose.int:
-            a, b = (int(d) % rank for d in user.args[1:3])
+            a, b = (d % rank for d in (given(user, 1), given(user, 2)))
             yield from _ends(user, {a: b, b: a}.get(dim, dim))
         elif target is aten.unsqueeze.default:
             at = int(given(user, 1)) % (rank + 1)
@@ -118,16 +122,16 @@ def _ends(node: Node, dim: int) -> Iterator[tuple[str, Node, int]]:
             at = int(given(user, 1)) % rank
             yield from _ends(user, dim - (at < dim))
         elif target in _PICK:
-            over: Any = user.args[2 if "chunk" in str(target) or "split" in str(target) else 1]
-            over = [over] if isinstance(over, int) else over
+            over: Any = argument(user, 2 if target in _RUNS else 1, "dim", 0)
+            over = [over] if isinstance(over, int) else over or range(rank)
             yield ("picked" if dim in [d % rank for d in over] else "used"), user, dim
         else:
             yield ("view" if target in VIEWS else "used"), user, dim
 
 
-def resized(node: Node, sizes: Any, kept: Kept) -> list[Any]:
+def resized(node: Node, asked: Any, kept: Kept) -> list[Any]:
     """A list of sizes (numbers, -1, or nodes that compute them) rewritten to what is left of a node's result."""
-    sizes = list(sizes)
+    sizes: list[Any] = list(asked)
     for dim, mask in kept.masks(node).items():
         old, new = len(mask), int(mask.sum())
         at = dim - len(shape(node)) + len(sizes)
