@@ -21,6 +21,7 @@ from trimtab.graph.fuse import fold_batch_norm, for_inference
 from trimtab.graph.model import Graph
 from trimtab.graph.simplify import simplify
 from trimtab.run.pack import pack
+from trimtab.run.score import NAMED
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference allowed between a float graph and its file, relative to the output's largest value."""
@@ -51,6 +52,8 @@ def export_onnx(graph: Graph, path: Path) -> None:
     own = _for_export(graph)
     model = pack(_converted(own), {name: tensor.detach().numpy() for name, tensor in own.tensors().items()})
     _check_batch(own, model)
+    if not graph.bare:
+        model.metadata_props.add(key="outputs", value=NAMED)
     if sum(_bytes(t) for t in model.graph.initializer) > _SEPARATE:
         _write_separate(own, model, path)
         return
