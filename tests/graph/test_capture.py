@@ -242,6 +242,41 @@ def test_recurrent_layers_follow_the_device():
     assert graph(torch.randn(3, 5, 3)).device.type == "cpu"
 
 
+def test_a_large_example_is_captured_with_few_rows_and_keeps_what_is_no_batch():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = []
+
+        def forward(self, x, weight):
+            self.rows.append(x.shape[0])
+            return x @ weight
+
+    model = Net()
+    graph = capture(model, (torch.randn(64, 4), torch.randn(4, 2)))
+    assert [s.shape for s in graph.inputs] == [(None, 4), (4, 2)]
+    assert model.rows == []
+
+
+def test_only_modules_are_captured():
+    with pytest.raises(CaptureError, match="function"):
+        capture(lambda x: x, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta"])
+def test_names_that_fx_keeps_are_refused(name):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, nn.Linear(3, 3))
+
+        def forward(self, x):
+            return getattr(self, name)(x)
+
+    with pytest.raises(CaptureError, match=name):
+        capture(Net(), torch.randn(2, 3))
+
+
 def test_not_a_number_in_the_example_is_fine():
     capture(nn.Linear(3, 2), torch.full((2, 3), float("nan")))
 
@@ -323,6 +358,11 @@ class Fixed(nn.Module):
         return x.reshape(4, -1).exp()
 
 
+class Counting(nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1).exp()
+
+
 class Wrong(nn.Module):
     def forward(self, x):
         return x @ torch.ones(17, 2)
@@ -335,6 +375,7 @@ class Wrong(nn.Module):
         (Itemising(), "return x * float(x.max())", "values of a tensor"),
         (Masking(), "return x[x > 0.25]", "shapes"),
         (Fixed(), "return x.reshape(4, -1).exp()", "fixes the batch size"),
+        (Counting(), "return x.view(len(x), -1).exp()", "len(x)"),
         (Wrong(), "return x @ torch.ones(17, 2)", "the network itself fails"),
     ],
 )

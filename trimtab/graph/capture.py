@@ -9,13 +9,14 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Graph as Nodes
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
@@ -27,6 +28,8 @@ from trimtab.graph.structure import Arguments, Results, arguments, results
 
 TOLERANCE = 1e-4
 """Largest relative difference allowed between the graph and the module, both evaluating."""
+
+_ROWS = 4  # enough to tell a batch from a constant; a large example would only take longer
 
 _BRANCH = "Replace the branch on tensor values by torch.where, or branch on shapes and settings only."
 _LINE = "Write this line with tensor operations that torch.export can take."
@@ -45,7 +48,9 @@ def capture(model: nn.Module, example: Any) -> Graph:
         CaptureError: torch.export cannot take the module, its batch is fixed, or the graph
             computes something else than the module (both evaluating, on the example).
     """
-    call = arguments(model, example)
+    if not isinstance(model, nn.Module):
+        raise CaptureError("capture: the model", got=type(model).__name__, expected="a torch.nn.Module")
+    call = arguments(model, example).trimmed(_ROWS)
     own = _copy(model)
     with torch.random.fork_rng(), _quiet():
         expected = _evaluate(own, call, call.tensors)
@@ -53,8 +58,8 @@ def capture(model: nn.Module, example: Any) -> Graph:
             graph = _checked(own, call, expected, training=True)
         except CaptureError as reason:
             graph = _checked(own, call, expected, training=False).note(
-                "Captured for evaluation only, so training it trains with dropout off and batch-norm "
-                f"statistics fixed: the training forward pass was not captured ({reason})"
+                "Captured for evaluation only, so it trains with dropout off and batch-norm statistics fixed, "
+                f"because in training mode {_brief(reason)}."
             )
         return _noted(graph, own, expected)
 
@@ -68,7 +73,7 @@ def _checked(own: nn.Module, call: Arguments, expected: Results, training: bool)
         one = call.resized(1)
         _compare(graph, one, _evaluate(own, call, one))
     except CaptureError as reason:
-        return graph.note(f"Does not run with a batch of one ({reason})")
+        return graph.note(f"Does not run with a batch of one, because {_brief(reason)}.")
     return graph
 
 
@@ -97,7 +102,7 @@ def _export(own: nn.Module, call: Arguments, training: bool) -> Graph:
     recorder = _Recorder()
     flat = _Flat(own, call, recorder)
     flat.train(training)
-    auto = tuple({0: torch.export.Dim.AUTO} if is_batch else None for is_batch in call.batched())
+    auto = tuple({0: torch.export.Dim.AUTO} if is_batch else None for is_batch in call.batched)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a failed export prints its half-made graph there
             program = torch.export.export(flat, call.tensors, dynamic_shapes=(auto,), strict=False)
@@ -106,7 +111,7 @@ def _export(own: nn.Module, call: Arguments, training: bool) -> Graph:
     net = program.module(check_guards=False)
     clean(net)
     _check_batch(program, call)
-    specs = tuple(map(_spec, call.names, call.tensors, call.batched()))
+    specs = tuple(map(_spec, call.names, call.tensors, call.batched))
     found = recorder.found[-1]
     graph = Graph(_owned(net, own, call), specs, tuple(found.tensors), found.bare)
     return _with_shapes(set_mode(graph, False))
@@ -125,6 +130,7 @@ def _owned(net: GraphModule, own: nn.Module, call: Arguments) -> GraphModule:
         first.setdefault(id(tensor), name)
     found: dict[str, Node] = {}
     root = nn.Module()
+    _refuse_reserved(first.values())
     for node in net.graph.find_nodes(op="get_attr"):
         value = _attribute(net, str(node.target))
         node.target = first.get(id(value), str(node.target).removeprefix("user."))
@@ -145,6 +151,17 @@ def _owned(net: GraphModule, own: nn.Module, call: Arguments) -> GraphModule:
     return GraphModule(root, net.graph)  # torch.export's input checks stay behind
 
 
+def _refuse_reserved(names: Iterable[str]) -> None:
+    reserved = {*dir(GraphModule(nn.Module(), Nodes()))}
+    for name in names:
+        if name.split(".")[0] in reserved:
+            raise CaptureError(
+                "capture: a part of the network has a name that torch.fx keeps for itself",
+                where=name.split(".")[0],
+                do="Give that attribute of the network another name.",
+            )
+
+
 def _attribute(net: nn.Module, path: str) -> Any:
     prefix, _, leaf = path.rpartition(".")
     return getattr(net.get_submodule(prefix), leaf)
@@ -152,7 +169,7 @@ def _attribute(net: nn.Module, path: str) -> Any:
 
 def _check_batch(program: torch.export.ExportedProgram, call: Arguments) -> None:
     inputs = [n for n in program.graph.find_nodes(op="placeholder") if n.name in program.graph_signature.user_inputs]
-    for node, is_batch in zip(inputs, call.batched(), strict=True):
+    for node, is_batch in zip(inputs, call.batched, strict=True):
         size = node.meta["val"].shape[0] if is_batch else None
         if isinstance(size, int) or (size is not None and size.node.maybe_as_int() is not None):
             literal = [
@@ -163,7 +180,7 @@ def _check_batch(program: torch.export.ExportedProgram, call: Arguments) -> None
                 where=user_line(literal[0]) if literal else None,
                 got=f"always {call.batch}",
                 expected="any batch size",
-                do=f"Use x.shape[0] or -1 where the code says {call.batch}.",
+                do="Use x.shape[0] or -1 instead of a number or len(x).",
             )
 
 
@@ -190,7 +207,7 @@ def _evaluate(own: nn.Module, call: Arguments, tensors: Any) -> Results:
             return results(own(*args, **kwargs))
     except Exception as error:  # as above: the user's own code
         where = _user_frame(error)
-        size = next(len(t) for t, is_batch in zip(tensors, call.batched(), strict=True) if is_batch)
+        size = next(len(t) for t, is_batch in zip(tensors, call.batched, strict=True) if is_batch)
         raise CaptureError(
             f"capture: the network itself fails on a batch of {size} (before anything is captured)",
             where=where,
@@ -304,6 +321,11 @@ def _user_frame(error: BaseException) -> str | None:
             return f"{frames[-1].filename}:{frames[-1].lineno}"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _brief(error: CaptureError) -> str:
+    place = f" ({error.where})" if error.where is not None else ""
+    return error.what.removeprefix("capture: ") + place
 
 
 def _first_line(error: BaseException) -> str:

@@ -84,11 +84,11 @@ def total(graph: Graph, batch: int = 1) -> Count:
     """Costs of each operator, their sums, and the peak of activation memory."""
     at = _at(graph, batch)
     costs = _costs(at)
-    tensors = at.tensors().values()
+    tensors = at.tensors()
     return Count(
         nodes=costs,
-        parameters=sum(t.numel() for t in tensors if isinstance(t, torch.nn.Parameter)) + _quantised(at),
-        weight_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        parameters=sum(tensors[name].numel() for name in _learnt(at)),
+        weight_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
         macs=sum(cost.macs for cost in costs),
         bytes_moved=sum(cost.bytes for cost in costs),
         peak_memory=_peak(at),
@@ -111,15 +111,15 @@ def _at(graph: Graph, batch: int) -> Graph:
 
 
 def _costs(graph: Graph) -> tuple[NodeCost, ...]:
-    weights = _weights(graph)
+    weights, learnt = _weights(graph), _learnt(graph)
     return tuple(
-        _cost(graph, node, weights)
+        _cost(graph, node, weights, learnt)
         for node in graph.nodes()
         if isinstance(node.target, torch._ops.OpOverload) and node not in weights and _tensors(node)
     )
 
 
-def _cost(graph: Graph, node: Node, weights: dict[Node, tuple[str, ...]]) -> NodeCost:
+def _cost(graph: Graph, node: Node, weights: dict[Node, tuple[str, ...]], learnt: set[str]) -> NodeCost:
     names = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in weights.get(source, ())))
     tensors = graph.tensors()
     read = _distinct(t for source in node.all_input_nodes if source not in weights for t in _tensors(source))
@@ -133,8 +133,8 @@ def _cost(graph: Graph, node: Node, weights: dict[Node, tuple[str, ...]]) -> Nod
     return NodeCost(
         name=node.name,
         kind=kind,
-        layer=next((name.rpartition(".")[0] for name in names), ""),
-        parameters=sum(tensors[name].numel() for name in names if isinstance(tensors[name], torch.nn.Parameter)),
+        layer=next((name.rpartition(".")[0] for name in names if "." in name), ""),
+        parameters=sum(tensors[name].numel() for name in names if name in learnt),
         macs=macs(node),
         input_bytes=sum(_size(t) for t in read) if writes else 0,
         weight_bytes=min(weight_bytes, output_bytes) if kind.startswith("embedding") else weight_bytes,
@@ -153,16 +153,16 @@ def _weights(graph: Graph) -> dict[Node, tuple[str, ...]]:
     return found
 
 
-def _quantised(graph: Graph) -> int:
-    """Elements of quantised weights: buffers that a dequantising operator reads."""
-    names = {
+def _learnt(graph: Graph) -> set[str]:
+    """Names of parameters, and of quantised weights: buffers that a dequantising operator reads."""
+    quantised = {
         str(node.args[0].target)
         for node in graph.nodes()
         if str(node.target).startswith("quantized_decomposed.dequantize")
         and isinstance(node.args[0], Node)
         and node.args[0].op == "get_attr"
     }
-    return sum(t.numel() for name, t in graph.net.named_buffers() if name in names)
+    return {name for name, _ in graph.net.named_parameters()} | quantised
 
 
 def _peak(graph: Graph) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ class Arguments:
         leaves: every leaf of (args, kwargs) in order; constants and tensors.
         spec: how to put the leaves back together.
         names: a name for each tensor leaf, from the parameters of `forward`.
+        batched: whether dimension 0 is the batch, for each tensor.
         batch: the size of dimension 0 of the first tensor that has one.
     """
 
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
     names: tuple[str, ...]
+    batched: tuple[bool, ...]
     batch: int
 
     @property
@@ -38,14 +40,17 @@ class Arguments:
         """The tensors among the leaves: what the graph takes."""
         return tuple(leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor))
 
-    def batched(self) -> tuple[bool, ...]:
-        """Whether dimension 0 is the batch, for each tensor."""
-        return tuple(t.ndim > 0 and t.shape[0] == self.batch for t in self.tensors)
-
     def resized(self, batch: int) -> tuple[torch.Tensor, ...]:
         """The tensors with their first rows, or all and some again, for another batch size."""
         rows = [index % self.batch for index in range(batch)]
-        return tuple(t[rows] if is_batch else t for t, is_batch in zip(self.tensors, self.batched(), strict=True))
+        return tuple(t[rows] if is_batch else t for t, is_batch in zip(self.tensors, self.batched, strict=True))
+
+    def trimmed(self, batch: int) -> Arguments:
+        """The same call with at most so many rows."""
+        rows = min(batch, self.batch)
+        tensors = iter(self.resized(rows))
+        leaves = tuple(next(tensors) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves)
+        return replace(self, leaves=leaves, batch=rows)
 
     def rebuild(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments with other tensors in the same places."""
@@ -77,7 +82,9 @@ def arguments(model: nn.Module, example: Any) -> Arguments:
             )
     names = _unique(_argument_name(model, path) for path, leaf in paths if isinstance(leaf, torch.Tensor))
     leaves = tuple(leaf for _, leaf in paths)
-    return Arguments(leaves, spec, names, _batch(leaves))
+    batch = _batch(leaves)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return Arguments(leaves, spec, names, tuple(t.ndim > 0 and t.shape[0] == batch for t in tensors), batch)
 
 
 def _batch(leaves: Sequence[Any]) -> int:
