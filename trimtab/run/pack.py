@@ -68,6 +68,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     """
     from onnx import ModelProto, inliner
 
+    from trimtab.run.pads import keep_pads
     from trimtab.run.simplify import simplify
 
     whole = inliner.inline_local_functions(model) if model.functions else model
@@ -79,7 +80,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
         outputs=tuple(v.name for v in graph.output),
         pinned={name for node in graph.node for inner in _inner(node) for name in _read(inner)},
     )
-    for step in (_constants, simplify, _fold, simplify, _share, _defaults, _dead):
+    for step in (_constants, simplify, _fold, simplify, _share, _defaults, keep_pads, _dead):
         step(work)
     _name_transposed(work, parameters or {})
     names = _short_names(work, parameters or {})
