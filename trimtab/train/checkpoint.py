@@ -27,12 +27,17 @@ def structure(graph: Graph) -> str:
     return digest(graph.net.code, [[s.name, s.shape, str(s.dtype)] for s in graph.inputs], graph.outputs, shapes)
 
 
+def identity(graph: Graph) -> str:
+    """A hash of a graph's structure and of the values of its tensors."""
+    return digest(structure(graph), dict(graph.tensors()))
+
+
 def key(graph: Graph, context: Context, recipe: Recipe) -> str:
     """What names a training in the store: everything that decides its result."""
-    parts: list[Any] = [structure(graph), dict(graph.tensors()), recipe, fingerprint(context.task), context.device]
+    parts: list[Any] = [identity(graph), recipe, fingerprint(context.task), context.device]
     taught = recipe.distil is not None or (context.task.loss is None and context.task.step is None)
     if taught and context.teacher is not None:
-        parts += [structure(context.teacher), dict(context.teacher.tensors())]
+        parts.append(identity(context.teacher))
     return f"train-{digest(torch.__version__, torch.get_num_threads(), *parts)}"
 
 

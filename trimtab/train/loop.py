@@ -12,7 +12,8 @@ from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Batch
 from trimtab.graph.model import Graph
-from trimtab.train.checkpoint import held_interrupt, key, restore, save
+from trimtab.train.answers import answers_for
+from trimtab.train.checkpoint import held_interrupt, identity, key, restore, save
 from trimtab.train.data import stream
 from trimtab.train.precision import concrete
 from trimtab.train.recipe import Recipe
@@ -52,9 +53,13 @@ def fit_network(graph: Graph, context: Context, recipe: Recipe) -> Graph:
     training = begin(graph, context, recipe)
     if store is not None:
         restore(training, store, f"{name}-unfinished")
+        if training.teacher is not None:
+            training.answers = answers_for(context, recipe, identity(context.teacher))
     with torch.random.fork_rng():
         _run(training, context, recipe, f"{name}-unfinished")
     result = training.tensors | training.average
+    if training.answers is not None:
+        training.answers.keep()
     if store is not None:
         store.put(name, {"training": "finished", "steps": training.steps}, result)
         store.drop(f"{name}-unfinished")
@@ -67,12 +72,15 @@ def _run(training: Training, context: Context, recipe: Recipe, name: str) -> Non
     def keep() -> None:
         if context.store is not None:
             save(training, context.store, name)
+        if training.answers is not None:
+            training.answers.keep()
 
     kept = time.monotonic()
     with held_interrupt() as held:
         for epoch, index, batch in stream(_train_data(context), recipe.seed, training.position):
             if training.steps >= recipe.steps:
                 return
+            training.position = (epoch, index)
             advance(training, batch, context.task, recipe)
             training.position = (epoch, index + 1)
             if held.frames or time.monotonic() - kept > CHECKPOINT_SECONDS:
@@ -89,7 +97,8 @@ def _run(training: Training, context: Context, recipe: Recipe, name: str) -> Non
 def steps_for(seconds: float, graph: Graph, context: Context, recipe: Recipe) -> int:
     """How many steps of this recipe fit into a time, measured on a few; at least 1.
 
-    The answer differs from call to call: store it before it is used.
+    The answer differs from call to call: store it before it is used. The teacher is asked each time
+    here, so that a training which finds its answers in the store ends early.
     """
     recipe = replace(concrete(graph, context, recipe.check()), lr=0.0)
     training = begin(graph, context, recipe)

@@ -14,9 +14,11 @@ from trimtab.core.context import Context
 from trimtab.core.errors import InputError, TrimtabError
 from trimtab.core.store import digest
 from trimtab.core.task import Batch, Task
+from trimtab.graph.fuse import fold_batch_norm
 from trimtab.graph.model import Graph, Outputs
 from trimtab.graph.modes import set_mode
-from trimtab.train.data import checked
+from trimtab.train.answers import Answers
+from trimtab.train.data import checked, tensors
 from trimtab.train.distil import distillation_loss
 from trimtab.train.network import Learner
 from trimtab.train.recipe import Distillation, Recipe, rate
@@ -30,11 +32,12 @@ class Training:
         tensors: parameters and buffers under the names of the graph that was given.
         graph: an own copy, in training mode.
         network: the same, as the loss calls it.
-        teacher: evaluating, or None where nothing is learnt from it.
+        teacher: evaluating, its norms folded for speed; None where nothing is learnt from it.
         optimiser: of the graph's parameters.
         average: the moving average of floating-point tensors by name; empty without `ema`.
         steps: how many are done.
         position: `(epoch, index)` of the next batch.
+        answers: where the teacher's answers are kept; None asks each time.
     """
 
     tensors: dict[str, Tensor]
@@ -45,6 +48,7 @@ class Training:
     average: dict[str, Tensor]
     steps: int = 0
     position: tuple[int, int] = (0, 0)
+    answers: Answers | None = None
 
 
 def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
@@ -61,14 +65,14 @@ def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
         raise InputError("train: distil: there is no teacher to learn from", do="Give teacher= to the Context.")
     distils = not labelled or (recipe.distil is not None and recipe.distil.alpha < 1)
     own = _prepared(graph, device, recipe, training=True)
-    tensors = dict(own.tensors())  # before the network gives tied ones their further names
+    held = dict(own.tensors())  # before the network gives tied ones their further names
     teacher = None
     if distils:
-        taught = _prepared(context.teacher, device, recipe, training=False)
+        taught = _prepared(fold_batch_norm(context.teacher), device, recipe, training=False)
         teacher = _learner(taught, recipe).requires_grad_(False)
-    average = {k: v.detach().clone() for k, v in tensors.items() if v.dtype.is_floating_point}
+    average = {k: v.detach().clone() for k, v in held.items() if v.dtype.is_floating_point}
     return Training(
-        tensors=tensors,
+        tensors=held,
         graph=own,
         network=_learner(own, recipe),
         teacher=teacher,
@@ -161,10 +165,16 @@ def objective(training: Training, batch: Batch, task: Task, recipe: Recipe) -> T
     if training.teacher is None or training.network.last is None:
         raise InputError("train: the task's step did not call the network that it was given")
     args, kwargs, outputs = training.network.last
-    with torch.no_grad():
-        taught = training.teacher(*args, **kwargs)
-    soft = distillation_loss(outputs, taught, target, recipe.distil or Distillation())
+    soft = distillation_loss(outputs, _taught(training, args, kwargs), target, recipe.distil or Distillation())
     return soft if hard is None else alpha * hard + (1 - alpha) * soft
+
+
+@torch.no_grad()
+def _taught(training: Training, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    teacher, answers = training.teacher, training.answers
+    if teacher is None or answers is None:
+        return None if teacher is None else teacher(*args, **kwargs)
+    return answers.to(list(tensors([args, kwargs])), training.position[0], lambda: teacher(*args, **kwargs))
 
 
 def task_loss(task: Task, outputs: Any, target: Any, where: str) -> Any:
