@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.graph.small_networks import Call, built
+from tests.graph.small_networks import Call, built, captured
 from trimtab.core.errors import SurgeryError
 from trimtab.graph.blocks import blocks, remove
 from trimtab.graph.capture import capture
@@ -37,12 +37,12 @@ def test_residual_blocks_are_found_by_name():
     assert [block.name for block in found] == ["2", "3", "4"]
     assert "2.conv1.weight" in found[0].parameters
     assert "2.bn1.running_mean" in found[0].parameters
-    assert len(found[0].nodes) == 4
+    assert "2.bn1.num_batches_tracked" in found[0].parameters
+    assert len(found[0].nodes) == 5  # two convolutions, a norm with its count of batches, a ReLU
 
 
 def test_a_block_of_the_paper_that_changes_the_width_is_none():
-    model, example = built("option_a")
-    assert [block.name for block in blocks(capture(model, example))] == ["conv2"]
+    assert [block.name for block in blocks(captured("option_a")[0])] == ["conv2"]
 
 
 def test_removed_blocks_are_the_network_without_them():
@@ -63,8 +63,7 @@ def test_neighbouring_blocks_go_together():
 
 
 def test_attention_and_mlp_of_a_transformer_are_two_blocks():
-    model, example = built("merged_attention")
-    graph = capture(model, example)
+    model, (graph, example) = built("merged_attention")[0], captured("merged_attention")
     assert [b.name for b in blocks(graph)] == [
         "blocks.0.attention",
         "blocks.0.mlp",

@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.graph.small_networks import NETWORKS, Call, Decoder, built
+from tests.graph.small_networks import NETWORKS, Call, Decoder, captured
 from trimtab.graph.capture import capture
 from trimtab.graph.coupling import groups
 
 
 def found(name, **settings):
-    model, example = built(name)
-    return {group.name: group for group in groups(capture(model, example), **settings)}
+    return {group.name: group for group in groups(captured(name)[0], **settings)}
 
 
 def sizes(name):
@@ -20,10 +19,6 @@ def sizes(name):
 
 def members(group):
     return {(m.parameter, m.dim): m.indices for m in group.members}
-
-
-def one(i):
-    return ((i,),)
 
 
 def test_a_chain_of_convolutions_with_flattened_pixels():
@@ -132,8 +127,8 @@ def test_what_an_unknown_operator_touches_is_left_whole():
 
 def test_names_are_unique_and_units_are_counted_once():
     for name in NETWORKS:
-        model, example = built(name)
-        graph = capture(model, example)
+        graph = captured(name)[0]
+        tensors = graph.tensors()
         all_groups = groups(graph)
         assert len({g.name for g in all_groups}) == len(all_groups)
         seen = set()
@@ -143,8 +138,4 @@ def test_names_are_unique_and_units_are_counted_once():
                 places = {(member.parameter, member.dim, i) for unit in member.indices for i in unit}
                 assert not places & seen
                 seen |= places
-                assert (
-                    max(i for *_, i in places) < graph.net.get_parameter(member.parameter).shape[member.dim]
-                    if (member.parameter in dict(graph.net.named_parameters()))
-                    else True
-                )
+                assert max(i for *_, i in places) < tensors[member.parameter].shape[member.dim]

@@ -35,15 +35,13 @@ def test_law_of_surgery(name):
     graph, example = captured(name)
     before = {n: t.clone() for n, t in graph.tensors().items()}
     code = graph.net.code
-    for seed in range(2):
-        keep = random_keep(graph, seed)
-        assert keep
-        small, masked = cut(graph, keep), mask(graph, keep)
-        assert sum(p.numel() for p in small.net.parameters()) < sum(p.numel() for p in graph.net.parameters())
-        for batch in (1, 2, 5):
-            x = inputs_like(example, batch)
-            torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-9)
-            assert not torch.allclose(graph(x), masked(x), rtol=1e-3, atol=1e-3)
+    keep = random_keep(graph, 0)
+    small, masked = cut(graph, keep), mask(graph, keep)
+    assert sum(p.numel() for p in small.net.parameters()) < sum(p.numel() for p in graph.net.parameters())
+    for batch in (1, 2, 5):
+        x = inputs_like(example, batch)
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(graph(x), masked(x), rtol=1e-3, atol=1e-3)
     assert graph.net.code == code
     assert all(torch.equal(before[n], t) for n, t in graph.tensors().items())
 
