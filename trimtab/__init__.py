@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from trimtab.core.errors import TrimtabError
 from trimtab.core.goal import Goal
 from trimtab.core.metric import Metric
 from trimtab.core.plan import Plan
-from trimtab.core.target import Target
+from trimtab.core.target import Target, parse
 
 if TYPE_CHECKING:
     from trimtab.compress.prune.blocks import RemoveBlocks
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trimtab.pipeline.fit import Result
     from trimtab.pipeline.load import load, load_task
     from trimtab.pipeline.verify import verify
+    from trimtab.profile.profile import Profile
 
 _LATER = {
     "Arrays": "trimtab.core.task",
@@ -80,6 +81,7 @@ __all__ = [
     "load_task",
     "mean_squared_error",
     "perplexity",
+    "profile",
     "verify",
 ]
 
@@ -153,10 +155,30 @@ def _compress(
     return result
 
 
+def _profile(what: Task | Path | str, target: Target | str = "cpu") -> Profile:
+    """Where the time, the multiply-adds and the bytes of a network go, layer by layer, measured on a target.
+
+    Args:
+        what: a task, or the path of an ONNX file.
+        target: batch, threads and runtime; without a runtime, the fastest installed is taken.
+
+    Raises:
+        InputError: the task's model cannot be captured, or the file does not run.
+    """
+    from trimtab.core.task import Task
+    from trimtab.graph.capture import capture
+    from trimtab.graph.modes import set_mode
+    from trimtab.profile.profile import profile as run
+
+    network = set_mode(capture(what.model, what.example), False) if isinstance(what, Task) else what
+    return run(network, parse(target) if isinstance(target, str) else target)
+
+
 if TYPE_CHECKING:
     compress = _compress
+    profile = _profile
 
-_VERBS = {"compress": _compress}
+_VERBS: dict[str, Callable[..., Any]] = {"compress": _compress, "profile": _profile}
 
 
 class _Verb(ModuleType):

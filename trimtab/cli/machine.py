@@ -1,0 +1,121 @@
+"""Machine: profile, targets, probe and doctor, which look at what there is to run on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import trimtab
+from trimtab._version import VERSION
+from trimtab.cli.options import Json, TargetName
+from trimtab.cli.show import as_json, lines, printed, table
+from trimtab.core.metric import show
+from trimtab.core.target import parse
+
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def profile(
+    what: Annotated[
+        str, typer.Argument(metavar="TASK|FILE.onnx", help="A task, or a file of any origin.", show_default=False)
+    ],
+    target: TargetName = "cpu",
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Print so many of the slowest layers.", show_default="all")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Show where the time and the bytes go, layer by layer."""
+    device = parse(target)
+    from trimtab.profile.table import summary
+    from trimtab.profile.table import table as layers
+
+    found = trimtab.profile(Path(what) if what.endswith(".onnx") else trimtab.load_task(what), device)
+    if json:
+        as_json(found.json())
+        return 0
+    printed(layers(found, rows))
+    print()
+    print(*summary(found), sep="\n")
+    return 0
+
+
+def targets(json: Json = False) -> int:
+    """List what a network can be made to run on here."""
+    from trimtab.run import OnnxRuntime, OpenVino, runtimes
+
+    usable = [r.name for r in runtimes()]
+    found = [
+        ("cpu", "measured" if usable else "missing", f"the fastest of {', '.join(usable) or 'none'}, by the clock")
+    ]
+    for each in (OnnxRuntime(), OpenVino()):
+        missing = each.available()
+        found.append((each.name, "missing" if missing else "measured", missing or f"version {each.version()}"))
+    if json:
+        as_json([dict(zip(("name", "state", "note"), row, strict=True)) for row in found])
+    else:
+        table(("target", "", ""), found)
+        print("\nSettings follow a colon: openvino:batch=8,threads=2,precision=fp32")
+    return 0
+
+
+def probe(
+    target: TargetName = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, whatever was kept.")] = False,
+    json: Json = False,
+) -> int:
+    """Measure what this machine reaches at best."""
+    device = parse(target)
+    from trimtab.profile.probe import probe as measure
+    from trimtab.profile.table import ceilings_table
+    from trimtab.run import runtimes
+
+    names = (device.runtime,) if device.runtime else tuple(r.name for r in runtimes())
+    found = [measure(name, device.threads, fresh) for name in names]
+    if json:
+        as_json([one.json() for one in found])
+    else:
+        printed(ceilings_table(found))
+    return 0
+
+
+def doctor(json: Json = False) -> int:
+    """Tell what is installed and what is missing."""
+    from trimtab.hardware.machine import machine
+    from trimtab.run import OnnxRuntime, OpenVino
+
+    here = machine()
+    free = shutil.disk_usage(Path.cwd()).free
+    data = Path(os.environ.get("TRIMTAB_DATA") or Path("..") / "shared" / "data")
+    governor = _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else "not readable here"
+    found: dict[str, object] = {
+        "trimtab": VERSION,
+        "python": f"{here.python} ({sys.implementation.name})",
+        **{
+            name: text for name, text in sorted(here.libraries.items()) if name in ("torch", "torchao", "onnx", "numpy")
+        },
+        **{r.name: r.available() or r.version() for r in (OnnxRuntime(), OpenVino())},
+        "processor": here.processor,
+        "cores": f"{here.cores}, of which {here.usable} logical ones may be used",
+        "instructions": ", ".join(here.flags) or "none that the runtimes choose their kernels by",
+        "int8 in hardware": "yes" if _integer(here.flags) else "no: int8 will gain less here",
+        "governor": governor,
+        "memory": show(here.memory, "byte"),
+        "free disk": f"{show(free, 'byte')} in the working folder",
+        "data": f"{data}" if data.is_dir() else f"no folder {data}; set TRIMTAB_DATA to where the examples' data lies",
+    }
+    if json:
+        as_json(found)
+    else:
+        lines(found.items())
+    return 0
+
+
+def _integer(flags: tuple[str, ...]) -> bool:
+    """Instructions that multiply and add int8 into int32 in one step."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags))
