@@ -4,7 +4,10 @@ import copy
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -312,3 +315,36 @@ def test_steps_for_grows_with_the_time_and_changes_nothing():
     few, many = (steps_for(seconds, graph, context, PLAIN) for seconds in (0.001, 100.0))
     assert 1 <= few < many
     assert same(graph, before)
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_then_the_same_command_goes_on(tmp_path):
+    code = f"""
+import os, pathlib, signal
+from trimtab.core.store import Store
+from trimtab.train import loop
+from tests.train.small import setting
+from tests.train.test_loop import PLAIN
+loop.CHECKPOINT_SECONDS = 0.0
+def kill(what, done, total):
+    if done == 7: os.kill(os.getpid(), signal.SIGKILL)
+graph, context = setting(dropout=0.3, store=Store(pathlib.Path({str(tmp_path)!r})), progress=kill)
+loop.fit_network(graph, context, PLAIN)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    seen = []
+    graph, context = setting(dropout=0.3, store=Store(tmp_path), progress=lambda what, done, total: seen.append(done))
+    assert same(fit_network(graph, context, PLAIN), fit_network(graph, setting(dropout=0.3)[1], PLAIN))
+    assert seen[0] == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_trains_to_about_the_same_weights():
+    graph, context = setting(transform=None)
+    expected = fit_network(graph, context, replace(PLAIN, distil=Distillation())).tensors()
+    found = fit_network(graph, replace(context, device="cuda"), replace(PLAIN, distil=Distillation())).tensors()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)

@@ -25,9 +25,11 @@ def test_what_is_given_is_kept_unmeasured(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "choices"),
     [
-        ({}, [("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)]),
+        ({}, [("fp32", False), ("fp32", True), ("bf16", True)]),
         ({"precision": "fp32"}, [("fp32", False), ("fp32", True)]),
         ({"channels_last": True}, [("fp32", True), ("bf16", True)]),
+        ({"channels_last": False}, [("fp32", False), ("bf16", False)]),
+        ({"precision": "bf16"}, [("bf16", True)]),
     ],
 )
 def test_what_is_open_is_chosen_by_the_clock_and_stored(tmp_path, monkeypatch, given, choices):
