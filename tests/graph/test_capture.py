@@ -11,7 +11,7 @@ from torch import nn
 
 from trimtab.core.errors import CaptureError
 from trimtab.graph.capture import capture
-from trimtab.graph.model import Graph, Outputs
+from trimtab.graph.model import Graph, Outputs, shaped
 from trimtab.graph.modes import set_mode
 from trimtab.graph.module import module
 
@@ -63,6 +63,23 @@ def test_names_shapes_and_values_of_a_residual_network():
     for batch in (1, 2, 7):
         x = torch.randn(batch, 3, 16, 16)
         torch.testing.assert_close(graph(x), model(x))
+
+
+def test_shapes_are_those_of_a_real_run():
+    graph = shaped(capture(ResNet(), torch.randn(4, 3, 16, 16)), batch=5)
+    seen: dict[str, tuple[int, ...]] = {}
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, n):
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor):
+                seen[n.name] = tuple(value.shape)
+            return value
+
+    Watch(graph.net).run(*graph.example(5))
+    assert seen == {
+        n.name: tuple(n.meta["val"].shape) for n in graph.net.graph.nodes if isinstance(n.meta["val"], torch.Tensor)
+    }
 
 
 def test_every_node_carries_its_shape_at_the_example_batch():

@@ -146,6 +146,16 @@ def test_what_the_user_froze_stays_frozen():
     assert graph.net.get_buffer("norm.running_mean").tolist() == [0.0] * 3
 
 
+def test_norms_without_running_statistics_use_the_batch_in_both_modes():
+    graph = capture(nn.BatchNorm1d(3), torch.randn(4, 3))
+    norm = next(graph.nodes(torch.ops.aten.batch_norm.default))
+    legit = torch.ops.aten._native_batch_norm_legit.no_stats
+    norm.target, norm.args = legit, (*norm.args[:3], True, 0.1, 1e-5)
+    set_mode(graph, True)
+    set_mode(graph, False)
+    assert norm.args[3] is True
+
+
 def test_a_switch_that_changes_nothing_compiles_nothing(monkeypatch):
     graph = capture(Convolutional(), torch.randn(2, 3, 8, 8))
     calls = []

@@ -98,7 +98,7 @@ def _switched_off(node: Node) -> dict[int, Any]:
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema is not None else []
     given = dict(zip(names, node.args, strict=False))
-    if "running_mean" in given and given["running_mean"] is None:
+    if "norm" in str(node.target) and given.get("running_mean") is None:
         return {}  # no running statistics: the batch's own are used in evaluation too
     off: dict[int, Any] = {names.index(name): False for name in _FLAGS if given.get(name) is True}
     if given.get("dropout_p"):
