@@ -20,6 +20,7 @@ def test_what_is_given_is_kept_unmeasured(monkeypatch):
     graph, context = setting()
     given = Recipe(steps=1, precision="bf16", channels_last=True)
     assert concrete(graph, context, given) == given
+    assert concrete(graph, context, replace(given, channels_last=None)) == given
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,6 @@ def test_what_is_given_is_kept_unmeasured(monkeypatch):
         ({"precision": "fp32"}, [("fp32", False), ("fp32", True)]),
         ({"channels_last": True}, [("fp32", True), ("bf16", True)]),
         ({"channels_last": False}, [("fp32", False), ("bf16", False)]),
-        ({"precision": "bf16"}, [("bf16", True)]),
     ],
 )
 def test_what_is_open_is_chosen_by_the_clock_and_stored(tmp_path, monkeypatch, given, choices):
