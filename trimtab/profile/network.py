@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import FileError, InputError
-from trimtab.profile.macs import Shape, UnknownShape, macs
+from trimtab.profile.macs import RULES, Shape, UnknownShape, macs
 from trimtab.run.runtime import read_onnx
 
 _LIMIT = 1 << 30
@@ -118,7 +119,7 @@ def read(path: Path, batch: int = 1) -> Network:
         constants=constants,
         inputs=tuple(v.name for v in model.graph.input if v.name not in constants),
         outputs=tuple(v.name for v in model.graph.output),
-        model=marked(model),
+        model=marked(shaped),
         batch=fixed,
         notes=notes,
     )
@@ -221,6 +222,8 @@ def _ops(graph: Any, values: Mapping[str, Tensor], constants: frozenset[str]) ->
 
     weights: dict[str, str] = {name: name for name in constants}
     plain = {t.name for t in graph.initializer if t.data_type in _NO_PARAMETERS or not t.dims}
+    times = Counter(name for node in graph.node for name in node.input)
+    shared = {name for name in constants if times[name] > 1}
     ops, unknown, inner = [], [], 0
     for index, node in enumerate(graph.node):
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
@@ -237,20 +240,32 @@ def _ops(graph: Any, values: Mapping[str, Tensor], constants: frozenset[str]) ->
         reads, makes = (tuple(name for name in names if name) for names in (node.input, node.output))
         held = tuple(weights[n] for n in reads if n in weights and n not in plain)
         ops.append(
-            Op(node.op_type, _layer(node, weights), reads, makes, () if node.op_type in QUANTISING else held, count)
+            Op(
+                node.op_type,
+                _layer(node, weights, shared),
+                reads,
+                makes,
+                () if node.op_type in QUANTISING else held,
+                count,
+            )
         )
     notes = [f"Multiply-adds not counted, as shapes are not known: {', '.join(unknown)}."] if unknown else []
     notes += [f"Operators inside the branches and loops of {inner} nodes are not counted."] if inner else []
     return tuple(ops), tuple(notes)
 
 
-def _layer(node: Any, weights: Mapping[str, str]) -> str:
-    """The module's name, without that of the parameter: `layer1.0.conv1`."""
-    for name in node.input:
-        weight = weights.get(name, "")
-        if "." in weight and "::" not in weight and node.op_type != "DequantizeLinear":
-            return _PARAMETER.sub("", weight)
-    return str(node.name)
+def _layer(node: Any, weights: Mapping[str, str], shared: set[str]) -> str:
+    """The module's name, without that of the parameter: `layer1.0.conv1`.
+
+    A constant that several nodes read (a tied weight, biases that are equal and stored once) names the first layer
+    only, so it is asked last, and only where there is something to multiply or to look up.
+    """
+    names = [weights[n] for n in node.input if "." in weights.get(n, "") and "::" not in weights[n]]
+    if node.op_type == "DequantizeLinear":
+        return str(node.name)
+    own = [name for name in names if name not in shared]
+    tied = names if node.op_type in RULES or node.op_type == "Gather" else []
+    return next((_PARAMETER.sub("", name) for name in (*own, *tied)), str(node.name))
 
 
 def _first_line(error: BaseException) -> str:

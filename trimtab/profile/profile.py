@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core.errors import FileError
+from trimtab.core.errors import FileError, InputError
 from trimtab.core.metric import Metric, metric
 from trimtab.core.target import Target
+from trimtab.graph.count import total
 from trimtab.graph.model import Graph
+from trimtab.hardware.machine import machine
 from trimtab.hardware.roofline import Ceilings, Side, bound
 from trimtab.profile.join import Group, join, peak_memory
 from trimtab.profile.network import Network, read, write
@@ -104,7 +106,10 @@ class Profile:
 
     @property
     def outside(self) -> float:
-        """Seconds of the whole network that are in no kernel: time between nodes, less what profiling itself adds."""
+        """Seconds of the whole network that are in no kernel.
+
+        Negative where the profiler's own cost and its clock of whole microseconds weigh more: in small networks.
+        """
         return self.totals["latency"].value - self.totals["kernels"].value
 
     def json(self) -> dict[str, Any]:
@@ -135,6 +140,9 @@ def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ce
         RuntimeMissing: the target's runtime is not installed.
     """
     wanted = target or Target()
+    usable = machine().usable
+    if not 1 <= wanted.threads <= usable:  # a runtime would start any number
+        raise InputError("profile: threads", got=wanted.threads, expected=f"1 to {usable}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = Path(what) if isinstance(what, (str, Path)) else folder / "network.onnx"
@@ -158,7 +166,7 @@ def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ce
         batch=network.batch,
         threads=wanted.threads,
         rows=tuple(sorted(rows, key=lambda row: -row.seconds)),
-        totals=_totals(network, groups, rows, whole),
+        totals={**_totals(network, groups, rows, whole), **_own_parameters(what)},
         ceilings=roof,
         notes=_notes(network, groups, wanted),
     )
@@ -203,11 +211,11 @@ def _inputs(network: Network) -> dict[str, Array]:
 
 
 def _rows(network: Network, groups: tuple[Group, ...], ceilings: Ceilings) -> list[Row]:
-    total = sum(kernel.seconds for group in groups for kernel in group.kernels)
-    return [_row(network, group, position, total, ceilings) for position, group in enumerate(groups)]
+    whole = sum(kernel.seconds for group in groups for kernel in group.kernels)
+    return [_row(network, group, position, whole, ceilings) for position, group in enumerate(groups)]
 
 
-def _row(network: Network, group: Group, position: int, total: float, ceilings: Ceilings) -> Row:
+def _row(network: Network, group: Group, position: int, whole: float, ceilings: Ceilings) -> Row:
     ops = [network.ops[i] for i in group.members]
     macs, seconds = sum(op.macs for op in ops), sum(kernel.seconds for kernel in group.kernels)
     kernel = max(group.kernels, key=lambda kernel: kernel.seconds).kind
@@ -223,7 +231,7 @@ def _row(network: Network, group: Group, position: int, total: float, ceilings: 
         macs=macs,
         bytes=group.moved,
         seconds=seconds,
-        share=seconds / total if total else 0.0,
+        share=seconds / whole if whole else 0.0,
         bound=limit.by if limit else None,
         least=limit.seconds if limit else 0.0,
     )
@@ -270,6 +278,13 @@ def _totals(network: Network, groups: tuple[Group, ...], rows: list[Row], whole:
         "kernels": summed,
         "latency": whole,
     }
+
+
+def _own_parameters(what: Graph | Path | str) -> dict[str, Metric]:
+    """A captured network's own count: its file holds equal parameters once, and folds those of a norm into weights."""
+    if not isinstance(what, Graph):
+        return {}
+    return {"params": metric("params", total(what).parameters, "modelled", how="elements of the network's parameters")}
 
 
 def _notes(network: Network, groups: tuple[Group, ...], target: Target) -> tuple[str, ...]:

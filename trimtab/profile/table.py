@@ -50,7 +50,7 @@ def summary(found: Profile) -> list[str]:
     totals = found.totals
     lines = [
         f"Whole network {show(totals['latency'].value, 's')}; kernels {show(totals['kernels'].value, 's')}; "
-        f"outside kernels {show(found.outside, 's')} (measured apart: the kernels were timed with the profiler on).",
+        f"outside kernels {show(found.outside, 's')} (measured apart; the profiler's own cost is in the kernels).",
         f"{_count(totals['params'].value)} parameters, {_count(totals['macs'].value)} multiply-adds, "
         f"{show(totals['bytes'].value, 'byte')} moved, "
         f"peak activation memory {show(totals['peak_memory'].value, 'byte')}.",
