@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trimtab.core.errors import InputError
-from trimtab.core.task import Arrays, Task, accuracy
+import trimtab as tt
+from trimtab.core.errors import FileError, InputError
+from trimtab.core.store import write_atomic
 from trimtab.train.augment import crop_and_flip
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1) * 255
@@ -72,7 +73,7 @@ def augment(images: Tensor) -> Tensor:
     return normalise(crop_and_flip(images))
 
 
-def resnet_task(blocks: int) -> Task:
+def resnet_task(blocks: int) -> tt.Task:
     """Fit a ResNet trained on CIFAR-10: even test images to choose on, odd ones to prove on."""
     depth = 6 * blocks + 2
     folder = data_folder()
@@ -80,15 +81,15 @@ def resnet_task(blocks: int) -> Task:
     model.load_state_dict(load_file(_file(folder / f"resnet{depth}_cifar10_jpeg.safetensors")))
     x, y = images(_file(folder / "cifar10_train_jpeg.npz"))
     test_x, test_y = images(_file(folder / "cifar10_test_jpeg.npz"))
-    return Task(
+    return tt.Task(
         model=model.eval(),
         example=normalise(test_x[:2]),
-        train=Arrays(x, y, batch=128, shuffle=True, transform=augment),
-        calibrate=Arrays(x[::97], None, batch=128, transform=normalise),
-        validate=Arrays(test_x[0::2], test_y[0::2], batch=100, transform=normalise),
-        test=Arrays(test_x[1::2], test_y[1::2], batch=100, transform=normalise),
+        train=tt.Arrays(x, y, batch=128, shuffle=True, transform=augment),
+        calibrate=tt.Arrays(x[::97], None, batch=128, transform=normalise),
+        validate=tt.Arrays(test_x[0::2], test_y[0::2], batch=100, transform=normalise),
+        test=tt.Arrays(test_x[1::2], test_y[1::2], batch=100, transform=normalise),
         loss=functional.cross_entropy,
-        score=accuracy,
+        score=tt.accuracy,
         name=f"cifar10-resnet{depth}",
         fingerprint="cifar10-jpeg-1",
     )
@@ -155,8 +156,6 @@ def _cached(cache: Path, n: int) -> np.ndarray | None:
 
 def _write(cache: Path, pixels: np.ndarray) -> None:
     """A cache that cannot be written (a read-only home) costs time, not the run."""
-    from trimtab.core.errors import FileError
-    from trimtab.core.store import write_atomic
 
     def save(path: Path) -> None:
         with path.open("wb") as file:

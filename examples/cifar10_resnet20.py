@@ -2,9 +2,9 @@
 
 from cifar10 import resnet_task
 
-from trimtab.core.task import Task
+import trimtab as tt
 
 
-def task() -> Task:
+def task() -> tt.Task:
     """The trained network and its data."""
     return resnet_task(blocks=3)
