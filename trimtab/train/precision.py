@@ -26,7 +26,7 @@ def concrete(graph: Graph, context: Context, recipe: Recipe) -> Recipe:
 
     Each combination trains a copy for a few interleaved steps; the shortest are compared, since
     other work on the machine only ever adds time. bf16 without channels-last images is left out
-    where the layout is open: slower than with them wherever we measured it. With a store the answer
+    where the layout is open: slower than with them on an AMD EPYC. With a store the answer
     is kept, for all networks of the same operators and inputs (a network and what was cut from it),
     so that a run that is started again computes in the same precision.
     """
