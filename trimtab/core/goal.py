@@ -56,6 +56,14 @@ class Goal:
             metrics: of one point.
             reference: the score that `max_drop` counts from; None where the task has no score.
         """
+        missed = self._missed(metrics, reference)
+        return max(missed, key=lambda name: missed[name]) if missed else None
+
+    def missed(self, metrics: Mapping[str, Metric], reference: float | None) -> float:
+        """By how much the goal is missed, the relative sum over its constraints; 0 if it is met."""
+        return sum(self._missed(metrics, reference).values())
+
+    def _missed(self, metrics: Mapping[str, Metric], reference: float | None) -> dict[str, float]:
         missed: dict[str, float] = {}
         score = metrics.get("score")
         if self.max_drop is not None and score is not None and reference is not None:
@@ -68,4 +76,4 @@ class Goal:
         for name, bound in self.at_least.items():
             if name in metrics and metrics[name].value < bound:
                 missed[name] = 1 - metrics[name].value / bound
-        return max(missed, key=lambda name: missed[name]) if missed else None
+        return missed

@@ -21,6 +21,7 @@ class Trial:
         dropped: steps that did not pay on the target, one sentence each.
         error: what failed, at which stage; None for a trial that succeeded.
         stage: the stage of `fit` that it reached.
+        others: latency metrics in the other runtimes, by runtime.
     """
 
     name: str
@@ -30,3 +31,4 @@ class Trial:
     dropped: tuple[str, ...] = ()
     error: str | None = None
     stage: str = ""
+    others: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)

@@ -109,8 +109,8 @@ def _splits(task: Task, graph: Graph, seed: int) -> tuple[tuple[Batch, ...], tup
         ((name, whole),) = loaded.items()
         choosing, proving = split(whole, seed)
         half = sum(map(size, choosing)), sum(map(size, proving))
-        note = f"`{name}` alone was given: split (seed {seed}) into {half[0]} samples to choose on and {half[1]} to prove on."
-        return choosing, proving, (note,)
+        parts = f"{half[0]} samples to choose on and {half[1]} to prove on"
+        return choosing, proving, (f"`{name}` alone was given: split (seed {seed}) into {parts}.",)
     return (), (), ("There is no validation or test data: no score was measured.",)
 
 
@@ -143,7 +143,7 @@ def _first(task: Task, graph: Graph) -> None:
 
 def _shape(batch: Batch) -> str:
     """A hash of a few samples of a batch, for the fingerprint of data that chooses."""
-    tensors = [t for t in _flat(pick(batch, range(min(size(batch), 2))))]
+    tensors = list(_flat(pick(batch, range(min(size(batch), 2)))))
     return digest(size(batch), *tensors)
 
 

@@ -134,7 +134,7 @@ def predict(runner: Runner, more: int, power: float) -> float:
     """
     if runner.drop <= 0:
         return runner.drop
-    return runner.drop * (runner.steps / (runner.steps + more)) ** power
+    return float(runner.drop * (runner.steps / (runner.steps + more)) ** power)
 
 
 def winner(runners: Sequence[Runner], drops: Sequence[float], allowed: float | None, cost: str) -> Runner:

@@ -82,12 +82,12 @@ class Space:
 
 
 def space_of(graph: Graph, context: Context) -> Space:
-    """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, thinned to a few widths each."""
+    """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, a few widths of each."""
     known = {g.name: g for g in groups(graph, context.task.keep)}
     found = {b.name: b for b in blocks(graph)}
     axes = [_thinned(axis) for axis in Prune(ratio=0.5).sites(graph, context)]
     free = {axis.name.partition(":")[2]: known[axis.name.partition(":")[2]] for axis in axes}
-    removable = [a for a in RemoveBlocks(blocks=()).sites(graph, context)]
+    removable = list(RemoveBlocks(blocks=()).sites(graph, context))
     disjoint = _disjoint([found[a.name.partition(":")[2]] for a in removable])
     axes += [a for a in removable if a.name.partition(":")[2] in {b.name for b in disjoint}]
     timed = layers(graph)

@@ -80,7 +80,9 @@ def _layer(node: Node) -> Layer | None:
     weight = tuple(node.args[1].meta["val"].shape)  # type: ignore[union-attr]
     if node.target == A.linear.default:
         return Layer(weight[1], weight[0], spatial=(int(np.prod(shape[:-1], dtype=int)) // EXAMPLE_BATCH or 1,))
-    _, _, _, stride, padding, dilation, groups = (*node.args, *(None, [1], [0], [1], 1)[len(node.args) - 2 :])
+    given: list[Any] = list(node.args[3:])
+    defaults: list[Any] = [[1], [0], [1], 1]
+    stride, padding, dilation, groups = given + defaults[len(given) :]
     sides = len(weight) - 2
     if isinstance(padding, str):
         return None

@@ -1,0 +1,138 @@
+"""The main job's table: ResNet-56 and ResNet-20 on CIFAR-10, fitted to this CPU, against what careful users get today.
+
+    python bench/main_job.py [--only ROW ...] [--seeds N] [--hours H] [--runs FOLDER]
+
+Each row is one run of `trimtab fit`; a run that was interrupted goes on when the bench is started again.
+The table goes to bench/results/main_job.md with the machine's description.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from trimtab.core.goal import Goal  # noqa: E402
+from trimtab.hardware.machine import machine  # noqa: E402
+from trimtab.pipeline.fit import fit  # noqa: E402
+from trimtab.pipeline.load import load_task  # noqa: E402
+
+ROWS: dict[str, tuple[str, Goal, dict[str, float]]] = {
+    "resnet56": (
+        "cifar10_resnet56.py",
+        Goal(minimise="latency", max_drop=0.01, at_least={"latency_ratio": 5.0, "size_ratio": 8.0}),
+        {"drop": 0.01, "ratio": 5.0, "ratio in ONNX Runtime": 4.0, "size ratio": 8.0},
+    ),
+    "resnet20": (
+        "cifar10_resnet20.py",
+        Goal(minimise="latency", max_drop=0.01, at_least={"latency_ratio": 3.2, "size_ratio": 5.0}),
+        {"drop": 0.01, "ratio": 3.2, "ratio in ONNX Runtime": 2.8, "size ratio": 5.0},
+    ),
+    "resnet56-small": (
+        "cifar10_resnet56.py",
+        Goal(minimise="size", max_drop=0.03, at_least={"latency_ratio": 4.0, "size_ratio": 14.0}),
+        {"drop": 0.03, "ratio": 4.0, "size ratio": 14.0},
+    ),
+}
+
+
+def main() -> None:
+    """Run the rows and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--hours", type=float, default=0.45)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "main_job")
+    parser.add_argument("--table", action="store_true", help="write the table of what is there, run nothing")
+    given = parser.parse_args()
+    found = []
+    for row in given.only:
+        for seed in range(given.seeds):
+            folder = given.runs / f"{row}-seed{seed}"
+            if not given.table:
+                run(row, seed, given.hours, folder)
+            if (folder / "report.json").exists():
+                found.append(line(row, seed, folder))
+    write(found)
+
+
+def run(row: str, seed: int, hours: float, folder: Path) -> None:
+    """One run of fit; its progress on stderr."""
+    file, goal, _ = ROWS[row]
+    task = load_task(str(ROOT / "examples" / file))
+    last = [0.0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 5 or done == total:
+            last[0] = time.monotonic()
+            print(f"{row} seed {seed}: {what} {done}/{total}", file=sys.stderr, flush=True)
+
+    goal = Goal(goal.minimise, goal.max_drop, goal.at_most, goal.at_least, hours)
+    fit(task, "cpu", goal, out=folder, seed=seed, progress=progress)
+
+
+def line(row: str, seed: int, folder: Path) -> dict[str, Any]:
+    """What a finished run says, as a row of the table."""
+    report = json.loads((folder / "report.json").read_text())
+    chosen = next(p for p in report["points"] if p["name"] == report["chosen"])
+    metrics, control = chosen["metrics"], (report["control"] or {}).get("metrics", {}).get("score")
+    original = report["baseline"]["metrics"]["score"]["value"]
+    reference = max(original, control["value"]) if control else original
+    squeezed = len(gzip.compress((folder / "model.onnx").read_bytes()))
+    first = len(gzip.compress((folder / "front" / "original" / "model.onnx").read_bytes()))
+    others = {name: m["latency_ratio"] for name, m in chosen.get("other_runtimes", {}).items()}
+    return {
+        "row": f"{row}, seed {seed}",
+        "original": original,
+        "control": control["value"] if control else None,
+        "score": metrics["score"]["value"],
+        "drop": reference - metrics["score"]["value"],
+        "ratio": metrics["latency_ratio"],
+        "runtime": report["runtime"],
+        "others": others,
+        "size": metrics["size_ratio"]["value"],
+        "gzip": first / squeezed,
+        "seconds": sum(s["seconds"] for s in report["timeline"] if s["stage"] != "control"),
+        "wanted": ROWS[row][2],
+    }
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The table as Markdown."""
+    here = machine()
+    text = [
+        "# The main job",
+        "",
+        f"`python bench/main_job.py`, {time.strftime('%Y-%m-%d')}, on {here.processor}, {here.cores} cores.",
+        "Batch 1, one thread, against the original in fp32 in ONNX Runtime, interleaved; score on the 5,000 proving images;",
+        "drop against the better of the original and its control of equal steps; run time without the control's.",
+        "",
+        "| run | original | control | chosen | drop (at most) | latency ratio (at least) | other runtimes | size ratio (at least) |"
+        " gzip-ed | run, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        low, high = r["ratio"].get("interval") or (r["ratio"]["value"],) * 2
+        others = ", ".join(f"{k} {m['value']:.2f}" for k, m in r["others"].items()) or "-"
+        control = f"{100 * r['control']:.2f}" if r["control"] is not None else "not trained"
+        text.append(
+            f"| {r['row']} | {100 * r['original']:.2f} | {control} | {100 * r['score']:.2f} |"
+            f" {100 * r['drop']:.2f} ({100 * r['wanted']['drop']:.1f}) |"
+            f" {r['ratio']['value']:.2f} [{low:.2f}, {high:.2f}] in {r['runtime']} ({r['wanted']['ratio']}) | {others} |"
+            f" {r['size']:.2f} ({r['wanted']['size ratio']}) | {r['gzip']:.2f} | {r['seconds']:.0f} |"
+        )
+    out = ROOT / "bench" / "results" / "main_job.md"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Compress: techniques or a plan applied as they are, without search; the same files and report as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trimtab.compress.plan import apply_plan, resolved, step_of
+from trimtab.compress.technique import Technique
+from trimtab.core.context import Progress, quiet
+from trimtab.core.errors import InputError
+from trimtab.core.goal import Goal
+from trimtab.core.plan import Plan
+from trimtab.core.target import Target, parse
+from trimtab.core.task import Task
+from trimtab.pipeline.fit import Result, Run, conclude
+from trimtab.pipeline.folder import claim
+from trimtab.pipeline.points import point
+from trimtab.pipeline.prepare import prepare, weights
+
+
+def compress(
+    task: Task,
+    steps: Sequence[Technique],
+    *,
+    target: Target | str = "cpu",
+    out: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Result:
+    """Apply techniques in order; ratios are resolved into indices, so that plan.json replays.
+
+    Args:
+        task: its model; data as far as the techniques need them.
+        steps: such as `[Prune(ratio=0.5), Distil(steps=500), Quantise()]`.
+        target: what it must run on.
+        out: the folder; `runs/<task name>` by default.
+        seed: of everything random.
+        progress: called as work goes on.
+    """
+    return _made(task, steps, None, target, out, seed, progress)
+
+
+def apply_to(
+    plan: Plan,
+    task: Task,
+    *,
+    target: Target | str = "cpu",
+    out: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Result:
+    """Replay a plan on a task.
+
+    Raises:
+        InputError: the plan was made for another network, or does not fit this one.
+    """
+    return _made(task, (), plan, target, out, seed, progress)
+
+
+def _made(
+    task: Task,
+    steps: Sequence[Technique],
+    plan: Plan | None,
+    target: Target | str,
+    out: Path | str | None,
+    seed: int,
+    progress: Progress,
+) -> Result:
+    where = parse(target) if isinstance(target, str) else target
+    folder = Path(out) if out is not None else Path("runs") / task.name
+    goal = Goal(max_drop=None)
+    prepared = prepare(task, where, goal, seed, None, progress)
+    if plan is not None and plan.model not in (None, weights(prepared.graph)):
+        raise InputError(
+            "apply: the plan was made for another network", got=plan.model, expected=weights(prepared.graph)
+        )
+    chosen = plan if plan is not None else _resolved(prepared.graph, steps, prepared.context)
+    identity = {"key": prepared.key, "target": where.name, "plan": chosen.json(), "seed": seed, "task": task.name}
+    store = claim(folder, identity)
+    prepared = replace(prepared, context=replace(prepared.context, store=store))
+    run = Run(prepared, goal, folder)
+    original = point(prepared, folder, "original", Plan())
+    made = point(prepared, folder, "compressed", chosen, original.file)
+    run.stage("compress")
+    return conclude(run, [original, made], control=False, winner=made)
+
+
+def _resolved(graph, steps, context) -> Plan:  # type: ignore[no-untyped-def]
+    """Techniques as plan steps, each resolved on the network that the ones before it leave."""
+    found = []
+    for technique in steps:
+        settled = resolved(technique, graph, context)
+        found.append(step_of(settled))
+        graph = apply_plan(graph, Plan((found[-1],)), context) if technique is not steps[-1] else graph
+    return Plan(tuple(found))

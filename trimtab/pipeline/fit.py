@@ -1,0 +1,226 @@
+"""Fit: a model, data, a target and a goal in; the smallest, fastest network that meets the goal out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.compress.plan import step_of
+from trimtab.compress.quantise.technique import Quantise
+from trimtab.core.context import Progress, quiet
+from trimtab.core.errors import InputError
+from trimtab.core.goal import Goal
+from trimtab.core.metric import Metric
+from trimtab.core.plan import Plan
+from trimtab.core.target import Target, parse
+from trimtab.core.task import Task
+from trimtab.core.trial import Trial
+from trimtab.pipeline.candidates import bounds_of, candidates
+from trimtab.pipeline.control import train_control
+from trimtab.pipeline.folder import adopt, claim, write_study
+from trimtab.pipeline.layers import layer_rows
+from trimtab.pipeline.points import Point, best, point
+from trimtab.pipeline.prepare import Prepared, prepare
+from trimtab.pipeline.prove import Proof, prove
+from trimtab.pipeline.race import drop
+from trimtab.pipeline.record import Record, write_record
+from trimtab.pipeline.recover import recover
+from trimtab.pipeline.survey import survey
+
+MEASURED = ("latency", "size", "macs", "params", "peak_memory")
+"""What can be minimised on this machine."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Args:
+        folder: with the chosen network, the front and the report.
+        report: the content of report.json.
+        met: whether the goal is met.
+        binding: the constraint that is missed; None if it is met.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    met: bool
+    binding: str | None
+
+
+@dataclass
+class Run:
+    """A run under way: what it works on, and what it has found so far."""
+
+    prepared: Prepared
+    goal: Goal
+    folder: Path
+    started: float = field(default_factory=time.monotonic)
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[Trial] = field(default_factory=list)
+
+    def stage(self, name: str) -> None:
+        """Note that a stage has ended."""
+        now = time.monotonic()
+        self.timeline.append({"stage": name, "seconds": round(now - self.started, 1)})
+        self.started = now
+
+
+def fit(
+    task: Task,
+    target: Target | str = "cpu",
+    goal: Goal | None = None,
+    *,
+    out: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+    control: bool = True,
+) -> Result:
+    """Find the network that meets the goal with the least of what is to be minimised.
+
+    Preflight, profile, sensitivity, exact allocation, race, recovery, proof; the control is trained
+    last, after the answer is safe on disk. The same call after a kill goes on where it was.
+
+    Args:
+        task: model, data, loss, score.
+        target: what it must run on, such as `cpu`, `onnxruntime`, `openvino:threads=2`.
+        goal: what must hold; by default the least latency at a drop of at most 0.01.
+        out: the folder of the run; `runs/<task name>` by default.
+        seed: of everything random.
+        progress: called as work goes on.
+        control: train the original like the winner, and count the drop against the better of the two.
+
+    Raises:
+        InputError: something the user gave is wrong; nothing is lost.
+    """
+    chosen_goal = (goal or Goal()).check()
+    if chosen_goal.minimise not in MEASURED:
+        raise InputError(
+            "goal: minimise", got=chosen_goal.minimise, expected=f"one of {', '.join(MEASURED)} on this target"
+        )
+    where = parse(target) if isinstance(target, str) else target
+    folder = Path(out) if out is not None else Path("runs") / task.name
+    prepared = prepare(task, where, chosen_goal, seed, None, progress)
+    identity = {"key": prepared.key, "target": where.name, "goal": asdict(chosen_goal), "seed": seed, "task": task.name}
+    store = claim(folder, identity)
+    prepared = replace(prepared, context=replace(prepared.context, store=store))
+    run = Run(prepared, chosen_goal, folder)
+    run.stage("prepare")
+    points = _points(run)
+    return conclude(run, points, control)
+
+
+def _points(run: Run) -> list[Point]:
+    """The original, the quantised original, and what search and training make of it."""
+    prepared = run.prepared
+    original = point(prepared, run.folder, "original", Plan())
+    whole = _quantised(run, original)
+    run.stage("baseline")
+    surveyed = survey(prepared, whole.plan, whole.clocked, whole.file)
+    run.stage("sensitivity")
+    baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
+    plans = candidates(
+        surveyed.space,
+        surveyed.sites,
+        surveyed.factors,
+        bounds_of(run.goal, baseline),
+        run.goal.minimise,
+        prepared.context.progress,
+    )
+    run.stage("allocate")
+    found = [original] + ([whole] if whole is not original else [])
+    if prepared.context.train is None:
+        found += [p for p in (_tried(run, c.name, c.plan, original) for c in plans) if p is not None]
+    else:
+        for name, plan, sentences in recover(prepared, plans, whole, original, run.goal, run.failed):
+            made = _tried(run, name, plan, original)
+            if made is not None:
+                found.append(replace(made, dropped=(*made.dropped, *sentences)))
+    run.stage("train")
+    return found
+
+
+def _quantised(run: Run, original: Point) -> Point:
+    """The original in int8, or the original itself where the target wants fp32 or int8 does not pay."""
+    if run.prepared.context.target.precision != "int8":
+        return original
+    made = _tried(run, "int8", Plan((step_of(Quantise()),)), original)
+    return made if made is not None else original
+
+
+def _tried(run: Run, name: str, plan: Plan, original: Point) -> Point | None:
+    """A point, or None with a failed trial on record."""
+    try:
+        return point(run.prepared, run.folder, name, plan, original.file)
+    except (RuntimeError, InputError) as error:  # one network that breaks must not end the run
+        run.failed.append(Trial(name, plan, error=f"{type(error).__name__}: {error}", stage="build"))
+        return None
+
+
+def conclude(run: Run, points: Sequence[Point], control: bool, winner: Point | None = None) -> Result:
+    """Choose on the validation data, prove on the test data, write, then train the control and write again."""
+    prepared, goal = run.prepared, run.goal
+    original = points[0]
+    winner = winner or _choose(points, goal, original)
+    proofs = prove(prepared, original, points)
+    run.stage("prove")
+    adopt(run.folder, winner.name)
+    report = _write(run, points, proofs, winner, None)
+    if control and prepared.context.train is not None:
+        trained = train_control(prepared, winner.plan)
+        run.stage("control")
+        report = _write(run, points, proofs, winner, {**proofs["original"].metrics, **trained})
+    return Result(run.folder, report, report["met"], report["binding"])
+
+
+def _choose(points: Sequence[Point], goal: Goal, original: Point) -> Point:
+    """The best of the points that keep the goal on the data to choose on, else the one that misses it least."""
+    reference = original.validate.value if original.validate else None
+
+    def missed(p: Point) -> float:
+        return goal.missed(
+            {**p.metrics, **p.clocked.metrics, **({"score": p.validate} if p.validate else {})}, reference
+        )
+
+    found = best(list(points), goal.minimise, lambda p: missed(p) == 0)
+    return found if found is not None else min(points, key=missed)
+
+
+def _write(
+    run: Run, points: Sequence[Point], proofs: dict[str, Proof], winner: Point, control: dict[str, Metric] | None
+) -> dict[str, Any]:
+    prepared = run.prepared
+    trials = []
+    for p in points:
+        proof = proofs[p.name]
+        trial = replace(p, clocked=proof.clocked).trial("prove", **proof.metrics)
+        trials.append(trial)
+    reference = _reference(proofs["original"].metrics.get("score"), (control or {}).get("score"))
+    won = next(t for t in trials if t.name == winner.name)
+    record = Record(
+        task=prepared.context.task.name,
+        target=prepared.context.target,
+        goal=run.goal,
+        seed=prepared.context.seed,
+        original=trials[0].metrics,
+        control=control,
+        chosen=winner.name,
+        runtime=proofs[winner.name].clocked.runtime,
+        trials=[*trials, *run.failed],
+        binding=run.goal.binding(won.metrics, reference),
+        notes=prepared.notes,
+        layers=layer_rows(prepared.graph, run.folder / "front" / winner.name),
+        timeline=run.timeline,
+    )
+    write_study(run.folder, [*trials, *run.failed])
+    return write_record(record, run.folder)
+
+
+def _reference(original: Metric | None, control: Metric | None) -> float | None:
+    """The better score of the original and its control: what a drop counts from."""
+    if original is None or control is None:
+        return original.value if original else None
+    return original.value if drop(original, control) >= 0 else control.value
