@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -49,6 +50,21 @@ def graph():
     return capture(Block().eval(), torch.randn(2, 3, 8, 8))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    """Speed is not tested here, so short measurements do."""
+    module = sys.modules["trimtab.profile.profile"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WHOLE", 0.01)
+        patch.setattr(module, "_SECONDS", 0.01)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(graph, _short):
+    return profile(graph, Target(runtime="onnxruntime"), ceilings())
+
+
 @pytest.fixture
 def saved(tmp_path):
     def save(made):
@@ -80,8 +96,7 @@ def test_a_network_by_layer(graph, runtime):
     assert found.batch == 2
 
 
-def test_rows_are_held_against_the_ceilings(graph):
-    found = profile(graph, Target(runtime="onnxruntime"), ceilings())
+def test_rows_are_held_against_the_ceilings(graph, found):
     row = next(row for row in found.rows if row.layer == "inner")
     assert row.bound == "compute"
     assert row.least == pytest.approx(64 * 8 * 72 / 1e9)
@@ -106,8 +121,8 @@ def test_without_a_runtime_the_fastest_is_taken(graph):
     assert profile(graph, Target(), ceilings()).runtime in RUNTIMES
 
 
-def test_json_is_plain_and_every_figure_has_unit_and_source(graph):
-    data = profile(graph, Target(runtime="onnxruntime"), ceilings()).json()
+def test_json_is_plain_and_every_figure_has_unit_and_source(found):
+    data = found.json()
     assert json.loads(json.dumps(data, allow_nan=False)) == json.loads(json.dumps(data))
     assert set(data["totals"]) == {"params", "macs", "bytes", "peak_memory", "kernels", "latency"}
     assert all(m["unit"] and m["source"] for m in data["totals"].values())
@@ -115,8 +130,7 @@ def test_json_is_plain_and_every_figure_has_unit_and_source(graph):
     assert {"layer", "seconds", "bound", "achieved", "intensity"} <= set(data["rows"][0])
 
 
-def test_tables_show_every_row_once(graph):
-    found = profile(graph, Target(runtime="onnxruntime"), ceilings())
+def test_tables_show_every_row_once(found):
     assert table(found).row_count == len(found.rows) == len(rows(found))
     short = rows(found, limit=1)
     assert [cells[0] for cells in short] == [found.rows[0].layer, f"{len(found.rows) - 1} more"]

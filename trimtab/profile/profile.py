@@ -30,6 +30,8 @@ from trimtab.run.runtime import Array, Session, first_line
 
 _INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|DynamicQuantize)|Integer$|_[iu]8$", re.IGNORECASE)
 """Kernels that compute in integers: operators of ONNX Runtime, and the end of OpenVINO's primitives."""
+_WHOLE = 1.0
+"""Seconds to time the whole network for."""
 _SECONDS, _RUNS = 0.5, (20, 300)
 """Time to run kernels for, and bounds on how often: a short burst could fall into a busy moment of the machine."""
 _ADDED = "(added by the runtime)"
@@ -181,7 +183,7 @@ def _fastest(path: Path, network: Network, target: Target) -> tuple[Runtime, Met
         for one in asked:
             sessions[one.name] = one.load(path, threads=target.threads)
             _try(sessions[one.name], inputs, path)
-        found = {name: latency(timing) for name, timing in measure(sessions, inputs, 1.0, target.threads).items()}
+        found = {name: latency(timing) for name, timing in measure(sessions, inputs, _WHOLE, target.threads).items()}
     finally:
         for session in sessions.values():
             session.close()
