@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
 import re
-import traceback
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +18,7 @@ from torch.fx.graph import CodeGen
 
 from trimtab.core.errors import CaptureError
 from trimtab.graph.clean import clean, user_line
+from trimtab.graph.explain import brief, explained, first_line, quiet, user_frame
 from trimtab.graph.model import Graph, TensorSpec, place, shaped
 from trimtab.graph.modes import set_mode
 from trimtab.graph.structure import Arguments, Results, arguments, results
@@ -30,9 +27,6 @@ TOLERANCE = 1e-4
 """Largest relative difference allowed between the graph and the module, both evaluating."""
 
 _ROWS = 4  # enough to tell a batch from a constant; a large example would only take longer
-
-_BRANCH = "Replace the branch on tensor values by torch.where, or branch on shapes and settings only."
-_LINE = "Write this line with tensor operations that torch.export can take."
 
 
 def capture(model: nn.Module, example: Any) -> Graph:
@@ -52,14 +46,14 @@ def capture(model: nn.Module, example: Any) -> Graph:
         raise CaptureError("capture: the model", got=type(model).__name__, expected="a torch.nn.Module")
     call = arguments(model, example).trimmed(_ROWS)
     own = _copy(model)
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), quiet():
         expected = _evaluate(own, call, call.tensors)
         try:
             graph = _checked(own, call, expected, training=True)
         except CaptureError as reason:
             graph = _checked(own, call, expected, training=False).note(
                 "Captured for evaluation only, so it trains with dropout off and batch-norm statistics fixed, "
-                f"because in training mode {_brief(reason)}."
+                f"because in training mode {brief(reason)}."
             )
         return _noted(graph, own, expected)
 
@@ -73,7 +67,7 @@ def _checked(own: nn.Module, call: Arguments, expected: Results, training: bool)
         one = call.resized(1)
         _compare(graph, one, _evaluate(own, call, one))
     except CaptureError as reason:
-        return graph.note(f"Does not run with a batch of one, because {_brief(reason)}.")
+        return graph.note(f"Does not run with a batch of one, because {brief(reason)}.")
     return graph
 
 
@@ -107,7 +101,7 @@ def _export(own: nn.Module, call: Arguments, training: bool) -> Graph:
         with contextlib.redirect_stderr(io.StringIO()):  # a failed export prints its half-made graph there
             program = torch.export.export(flat, call.tensors, dynamic_shapes=(auto,), strict=False)
     except Exception as error:  # a user's forward may raise anything; all of it is told as one line
-        raise _explained(error) from error
+        raise explained(error) from error
     net = program.module(check_guards=False)
     clean(net)
     _check_batch(program, call)
@@ -193,7 +187,7 @@ def _with_shapes(graph: Graph) -> Graph:
         raise CaptureError(
             "capture: the shapes inside the network cannot be worked out for another batch size",
             where=user_line(culprit[0]) if culprit else None,
-            got=_first_line(error),
+            got=first_line(error),
             do="Let shapes depend on the input's shape only, not on values or a fixed batch size.",
         ) from error
 
@@ -206,12 +200,12 @@ def _evaluate(own: nn.Module, call: Arguments, tensors: Any) -> Results:
             args, kwargs = call.rebuild([t.clone() for t in tensors])
             return results(own(*args, **kwargs))
     except Exception as error:  # as above: the user's own code
-        where = _user_frame(error)
+        where = user_frame(error)
         size = next(len(t) for t, is_batch in zip(tensors, call.batched, strict=True) if is_batch)
         raise CaptureError(
             f"capture: the network itself fails on a batch of {size} (before anything is captured)",
             where=where,
-            got=_first_line(error),
+            got=first_line(error),
             do="Give an example that the network takes, and make it take any batch size.",
         ) from error
 
@@ -224,7 +218,7 @@ def _compare(graph: Graph, tensors: Any, expected: Results) -> None:
     except Exception as error:  # any operator may refuse another batch size
         raise CaptureError(
             f"capture: the graph does not run on a batch of {len(tensors[0])}",
-            got=_first_line(error),
+            got=first_line(error),
             do="Use x.shape[0] or -1 instead of a fixed size.",
         ) from error
     found = dict(zip(graph.outputs, values, strict=True))
@@ -289,62 +283,6 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:  # a module may hold anything: locks, files, generators
         raise CaptureError(
             "capture: the network cannot be copied, and the original is never changed",
-            got=_first_line(error),
+            got=first_line(error),
             do="Take open files, locks and other processes' handles out of the module.",
         ) from error
-
-
-def _explained(error: Exception) -> CaptureError:
-    message = str(error)
-    dependent = any(words in message for words in ("data-dependent", "data dependent", "unbacked"))
-    return CaptureError(
-        "capture: the network's code depends on the values of a tensor"
-        if dependent
-        else "capture: torch.export cannot take the network",
-        where=_user_frame(error),
-        got=_first_line(error),
-        do=_BRANCH if dependent else _LINE,
-    )
-
-
-def _user_frame(error: BaseException) -> str | None:
-    """The last frame outside torch and this package, as `file:line`, along the chain of causes."""
-    homes = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    seen: BaseException | None = error
-    while seen is not None:
-        frames = [
-            f
-            for f in traceback.extract_tb(seen.__traceback__)
-            if f.filename[0] != "<" and not f.filename.startswith(homes)
-        ]
-        if frames:
-            return f"{frames[-1].filename}:{frames[-1].lineno}"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _brief(error: CaptureError) -> str:
-    place = f" ({error.where})" if error.where is not None else ""
-    return error.what.removeprefix("capture: ") + place
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own log of a failed export off the terminal: the error says it in one line."""
-    logger = logging.getLogger("torch")
-    loggers = [logger, *(logging.getLogger(n) for n in list(logging.root.manager.loggerDict) if n.startswith("torch."))]
-    levels = [item.level for item in loggers]
-    for item in loggers:
-        item.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for item, level in zip(loggers, levels, strict=True):
-            item.setLevel(level)
