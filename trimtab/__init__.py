@@ -136,7 +136,7 @@ def _compress(
         task: what the user brings; its model is never changed.
         steps: techniques with their settings.
         target: what it must run on.
-        out: the run's folder; None leaves no files.
+        out: the run's folder; by default `runs/<the task's name>`.
         seed: of everything random.
         progress: called with `(what, done, total)` as work goes on.
 
@@ -148,10 +148,9 @@ def _compress(
     from trimtab.pipeline.load import run_folder
     from trimtab.report import write
 
-    folder = None if out is None else run_folder(task, out)
+    folder = run_folder(task, out)
     result = run(task, steps, target=target, out=folder, seed=seed, progress=progress or quiet)
-    if folder is not None:
-        write(folder)
+    write(folder)
     return result
 
 

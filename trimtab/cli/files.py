@@ -40,13 +40,10 @@ def verify(
     found = None if task is None else load_task(task)
     with Bars() as bars:
         outcome = run(folder, found, progress=bars)
-    rows = [
-        (name, reported, measured, "ok" if ok else "differs", why) for name, reported, measured, ok, why in outcome.rows
-    ]
     if json:
-        keys = ("name", "reported", "measured", "ok", "note")
-        as_json({"ok": outcome.ok, "rows": [dict(zip(keys, row, strict=True)) for row in outcome.rows]})
+        as_json({"ok": outcome.ok, "rows": [vars(row) for row in outcome.rows]})
     else:
+        rows = [(r.name, r.reported, r.measured, "ok" if r.ok else "differs", r.note) for r in outcome.rows]
         table(("", "reported", "measured", "", ""), rows, right=(1, 2))
     if not outcome.ok:
         note(f"{folder} differs from its report.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,16 +150,24 @@ def _preflight(task: Task, target: Target, goal: Goal, seed: int, json: bool) ->
     if json:
         as_json(found)
         return 0
-    checks: list[dict[str, Any]] = list(found.get("checks", ()))
-    table(
-        ("step", "", "time"),
-        [(c["step"], "ok" if c["ok"] else "fails", show(c["seconds"], "s")) for c in checks],
-        right=(2,),
-    )
-    units = {"seconds": "s", "memory": "byte", "disk": "byte"}
-    estimates = [(k, v) for k, v in found.items() if k in units]
-    lines((f"estimated {'time' if k == 'seconds' else k}", show(v, units[k])) for k, v in estimates)
-    return 0 if all(c["ok"] for c in checks) else 2
+    checks: list[dict[str, Any]] = found["checks"]
+    rows = [(c["step"], "ok" if c["ok"] else f"fails: {c['error']}", show(c["seconds"], "s")) for c in checks]
+    table(("step", "", "time"), rows, right=(2,))
+    print()
+    lines(_estimates(found["estimate"]))
+    for sentence in found["notes"]:
+        note(sentence)
+    return 0 if found["ok"] else 2
+
+
+def _estimates(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run will take, in words."""
+    for name, seconds in found["seconds"].items():
+        yield f"time, {name}", show(seconds, "s") if seconds < 120 else f"{seconds / 60:.0f} min"
+    yield "memory", show(found["memory"], "byte")
+    yield "disk", show(found["disk"], "byte")
+    yield "choices", f"{found['choices']:,}"
+    yield "training steps in a minute", f"{found['steps_per_minute']:,}"
 
 
 def _print(result: Result, json: bool) -> None:

@@ -44,11 +44,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the chosen network; widths are None where they were not told, `after` is 0 for a removed one."""
+    """One layer: the shape of its weight before and after (None where it was removed), and its precision."""
 
     name: str
-    before: int | None
-    after: int | None
+    before: tuple[int, ...]
+    after: tuple[int, ...] | None
     precision: str
 
 
@@ -253,11 +253,15 @@ class _Reader:
 
     def layer(self, value: Any, place: str) -> Layer:
         data = self.mapping(value, place)
-        before, after = (
-            None if data.get(k) is None else self.whole(data[k], f"{place}: {k}") for k in ("before", "after")
-        )
+        before = self.shape(data.get("before"), f"{place}: before")
+        after = None if data.get("after") is None else self.shape(data["after"], f"{place}: after")
         precision = self.optional_text(data.get("precision"), f"{place}: precision")
         return Layer(self.text(data.get("name"), f"{place}: name"), before, after, precision or "")
+
+    def shape(self, value: Any, place: str) -> tuple[int, ...]:
+        """A shape, or one width."""
+        listed = self.many([value] if isinstance(value, int) else value, place)
+        return tuple(self.whole(v, place) for v in listed)
 
     def stage(self, value: Any, place: str) -> tuple[str, float]:
         data = self.mapping(value, place)
