@@ -336,3 +336,29 @@ def test_resnet20_on_cifar10_keeps_its_accuracy_and_runs_in_integers(tmp_path: P
     assert kinds.count("QGemm") == 1
     assert "Conv" not in kinds
     assert next(quantised.nodes(FAKE), None) is None
+
+
+class Mixed(nn.Module):
+    """A convolution and linear layers of equal width: their zero points are equal, but must not be one constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.second(torch.relu(self.first(x.flatten(2).transpose(1, 2))))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_every_quantised_layer_runs_in_integers(name: str, tmp_path: Path) -> None:
+    from trimtab.run import runtime
+    from trimtab.run.integer import require_integer
+
+    if runtime(name).available():
+        pytest.skip(str(runtime(name).available()))
+    for model in (Mixed(), Inception(), Residual()):
+        graph, context = captured(model)
+        export_onnx(Quantise().apply(graph, context), tmp_path / "model.onnx")
+        assert all(layer.quantised for layer in require_integer(tmp_path / "model.onnx", name))

@@ -80,7 +80,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
         outputs=tuple(v.name for v in graph.output),
         pinned={name for node in graph.node for inner in _inner(node) for name in _read(inner)},
     )
-    for step in (_constants, simplify, _fold, simplify, _share, _defaults, keep_pads, _dead):
+    for step in (_constants, simplify, _fold, simplify, _share, _split_by_rank, _defaults, keep_pads, _dead):
         step(work)
     _name_transposed(work, parameters or {})
     names = _short_names(work, parameters or {})
@@ -201,6 +201,24 @@ def _share(work: Work) -> None:
     for name in mapping:
         del work.constants[name]
     _share_nodes(work)
+
+
+def _split_by_rank(work: Work) -> None:
+    """Weights of unlike rank do not share a zero point or scale: OpenVINO then runs their layers in floating point."""
+    from onnx import TensorProto
+
+    owner: dict[str, int] = {}
+    for node in work.nodes:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in work.constants:
+            continue
+        rank = len(work.constants[node.input[0]].dims)
+        for i, name in enumerate(node.input[1:], 1):
+            if name in work.constants and owner.setdefault(name, rank) != rank:
+                node.input[i] = f"{name}/{rank}"
+                copy = TensorProto()
+                copy.CopyFrom(work.constants[name])
+                copy.name = node.input[i]
+                work.constants[node.input[i]] = copy
 
 
 def _bytes(work: Work, name: str) -> bytes:
