@@ -71,7 +71,7 @@ def front(report: Report) -> Safe | None:
     unit = both[0][2][up].unit
     parts = [
         *_grid(across, along, up, unit),
-        *_bounds(across, along, asked, allowed),
+        *_bounds(across, along, asked, allowed, both[0][2][up].direction == "up"),
         *(_mark(mark, across, along, up) for mark in sorted(marks, key=lambda m: -m.radius)),
         *_names(marks),
     ]
@@ -91,7 +91,8 @@ def _allowed(report: Report) -> float | None:
     reference, most = report.reference.get("score"), report.goal["max_drop"]
     if reference is None or most is None:
         return None
-    return reference.value - most if reference.direction == "up" else reference.value + most
+    allowed: float = reference.value - most if reference.direction == "up" else reference.value + most
+    return allowed
 
 
 def _radius(metrics: Metrics, most: float) -> float:
@@ -134,14 +135,14 @@ def _tick(name: str, number: float, unit: str) -> str:
     return f"{100 * number:g} %" if unit == "fraction" else value(name, number, unit)
 
 
-def _bounds(across: _Scale, along: _Scale, asked: float | None, allowed: float | None) -> list[Safe]:
+def _bounds(across: _Scale, along: _Scale, asked: float | None, allowed: float | None, up: bool) -> list[Safe]:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = []
     if allowed is not None:
         y = along(allowed)
         parts.append(element("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="bound"))
-        text = "the goal allows no less"
-        parts.append(element("text", text, x=_LEFT + 8, y=y - 6 if y > _TOP + 20 else y + 14, class_="boundname"))
+        text = "the goal allows no less" if up else "the goal allows no more"
+        parts.append(element("text", text, x=right - 6, y=y - 6, text_anchor="end", class_="boundname"))
     if asked is not None:
         x = across(asked)
         parts.append(element("line", x1=x, x2=x, y1=_TOP, y2=bottom, class_="bound"))

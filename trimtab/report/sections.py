@@ -125,8 +125,9 @@ def _cell(name: str, found: Metric | None) -> Safe:
 
 
 def _how(name: str, tables: Sequence[Mapping[str, Metric]]) -> Safe:
-    told = list(dict.fromkeys(each[name].how for each in tables if name in each and each[name].how))
-    return element("small", "; ".join(str(t) for t in told)) if told else joined([])
+    """How the chosen network's figure was found."""
+    told = next((each[name].how for each in reversed(tables) if name in each and each[name].how), None)
+    return element("small", told) if told else joined([])
 
 
 def front(report: Report) -> Safe | None:
@@ -146,14 +147,17 @@ def front(report: Report) -> Safe | None:
         for p in report.points
     ]
     drawn = [element("div", picture, class_="scroll pad")] if picture is not None else []
-    about = (
-        "Each network stands ready under front/. The area of a mark is its size on disk, the lines are 95 % intervals; "
-        "`trimtab choose DIR NAME` takes another one."
+    about = joined(
+        [
+            "Each network stands ready under front/; ",
+            element("code", "trimtab choose DIR NAME"),
+            " takes another one. The area of a mark is its size on disk, the lines are 95 % intervals.",
+        ]
     )
     return _section("The front", about, *drawn, element("p"), _table(top, rows))
 
 
-_FRONT = ("score", "latency", "latency_ratio", "size", "size_ratio", "macs", "params", "agreement")
+_FRONT = ("score", "latency", "latency_ratio", "size", "size_ratio", "macs")
 
 
 def layers(report: Report) -> Safe | None:

@@ -31,8 +31,7 @@ section > p { color: var(--soft); margin: 0 0 14px; max-width: 72ch; }
 .scroll.pad { padding: 14px; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 9px 14px; border-top: 1px solid var(--line); vertical-align: top; }
-tr:first-child > th { border-top: 0; }
-thead th { font-size: 13px; color: var(--soft); font-weight: 600; white-space: nowrap; }
+thead th { border-top: 0; font-size: 13px; color: var(--soft); font-weight: 600; white-space: nowrap; }
 tbody th { font-weight: 500; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: 12px; }
@@ -57,9 +56,11 @@ svg text { fill: var(--soft); } svg .grid { stroke: var(--line); } svg .axis { s
 svg .point { fill: var(--before); stroke: var(--soft); fill-opacity: .75; }
 svg .point.chosen { fill: var(--accent); stroke: var(--accent); fill-opacity: .85; }
 svg .point.control { fill: none; stroke-dasharray: 3 2; }
-svg .name { fill: var(--ink); } svg .name.chosen { fill: var(--accent); font-weight: 650; }
+svg .name { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+svg .name.chosen { fill: var(--accent); font-weight: 650; }
 svg .whisker { stroke: var(--soft); stroke-opacity: .7; } svg .whisker.chosen { stroke: var(--accent); }
-svg .bound { stroke: var(--warn); stroke-dasharray: 5 4; } svg .boundname { fill: var(--warn); font-size: 12px; }
+svg .bound { stroke: var(--warn); stroke-dasharray: 5 4; } svg .boundname { fill: var(--warn); font-size: 12px;
+  paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg .frontline { fill: none; stroke: var(--accent); stroke-opacity: .35; stroke-width: 1.5; }
 svg g:hover .point { stroke-width: 2.5; }
 .stages { display: flex; height: 26px; border-radius: 6px; overflow: hidden; gap: 2px; }

@@ -22,7 +22,7 @@ NAMES = {
     "energy_ratio": "times less energy",
     "edp": "energy-delay product",
     "load_time": "time to load",
-    "agreement": "agreement with the original",
+    "agreement": "agreement",
 }
 """The order and the words of metrics; one of another name comes after them, as it is called."""
 
@@ -51,6 +51,8 @@ def value(name: str, number: float, unit: str) -> str:
         return f"{number:.2f}x"
     if name in ("macs", "params"):
         return _count(number)
+    if unit == "1/s":
+        return f"{number:,.4g} /s" if number < 1000 else f"{number:,.0f} /s"
     return show(number, unit)
 
 
