@@ -206,7 +206,8 @@ def difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], quan
     a, b = found.astype(np.float64), expected.astype(np.float64)
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return float("inf")
-    gap, size = np.where(np.isfinite(b), a - b, 0.0), np.where(np.isfinite(b), b, 0.0)
+    a, size = np.where(np.isfinite(a), a, 0.0), np.where(np.isfinite(b), b, 0.0)
+    gap = a - size
     if quantised:
         return float(np.sqrt(np.mean(gap**2)) / max(np.sqrt(np.mean(size**2)), 1e-12))
     return float(np.abs(gap).max() / max(np.abs(size).max(), 1e-6))

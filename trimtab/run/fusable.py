@@ -30,12 +30,12 @@ class IntegerType:
     @property
     def low(self) -> int:
         """The least level; a symmetric signed type leaves out the one that has no opposite."""
-        return -(2 ** (self.bits - 1)) + self.symmetric if self.signed else 0
+        return int(self.symmetric) - (1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
         """The greatest level."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - int(self.signed))) - 1
 
 
 @dataclass(frozen=True)
