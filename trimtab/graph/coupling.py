@@ -181,16 +181,19 @@ def _collect(graph: Graph, ties: Ties, sources: dict[str, Node]) -> tuple[tuple[
 
 def _signatures(count: int, ties: Ties, sources: dict[str, Node], places: list[Any]) -> Labels:
     """A number for each unit that is equal for units that the same layers make."""
-    random = np.random.default_rng(0).integers(1, 2**40, size=len(places))
+    random = np.random.default_rng(0).integers(1, 2**40, size=len(places) + len(ties.parts))
     same = {id(ties.values[node][0]): node for node in sources.values() if ties.values[node]}
     producers = {(id(ties.of(node)[0]), dim) for node, dim in ties.producers}
     made, read = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    for (name, dim, roots), value in zip(places, random, strict=True):
+    for (name, dim, roots), value in zip(places, random, strict=False):
         unique = np.unique(roots)
         read[unique] += value
         if (id(ties.of(sources[name])[0]), dim) in producers and id(ties.of(sources[name])[0]) in same:
             made[unique] += value
-    return np.where(made == 0, -read, made)
+    number = np.where(made == 0, -read, made)
+    for labels, value in zip(ties.parts, random[len(places) :], strict=True):
+        number[np.unique(ties.find(labels))] += value
+    return number
 
 
 def _groups(

@@ -54,16 +54,22 @@ def _constant(graph: Graph, values: dict[Node, Value]) -> dict[Node, Value]:
     return constant
 
 
+def _writes(user: Node, node: Node) -> bool:
+    """Whether an operator writes its result into a node's memory."""
+    schema = getattr(user.target, "_schema", None)
+    return schema is not None and schema.is_mutable and bool(user.args) and given(user, 0) is node
+
+
 class _Writer:
     """Puts nodes into the graph; constants are buffers named `mask_0`, `mask_1`, ..."""
 
     def __init__(self, graph: Graph, kept: Kept) -> None:
-        self.net, self.kept, self.count = graph.net, kept, 0
+        self.net, self.kept, self.count, self.device = graph.net, kept, 0, graph.device
 
     def constant(self, tensor: torch.Tensor) -> Node:
         name = f"mask_{self.count}"
         self.count += 1
-        self.net.register_buffer(name, tensor)
+        self.net.register_buffer(name, tensor.to(self.device))
         node = self.net.graph.get_attr(name)
         node.meta["val"] = tensor
         return node
@@ -80,7 +86,7 @@ class _Writer:
         masks = self.kept.masks(node) if isinstance(value, torch.Tensor) else {}
         if not isinstance(value, torch.Tensor) or not masks or not value.is_floating_point():
             return
-        if any(given(user, 0) is node and str(user.target).split(".")[1].endswith("_") for user in node.users):
+        if any(_writes(user, node) for user in node.users):
             return  # its next form, which an operator writes into the same memory, is zeroed instead
         users = list(node.users)
         with self.net.graph.inserting_after(node):

@@ -14,7 +14,7 @@ from trimtab.graph.coupling import Coupling, attribute, couple
 from trimtab.graph.masking import masked
 from trimtab.graph.model import Graph, shaped
 from trimtab.graph.rules import rule
-from trimtab.graph.rules.ties import Bools, Kept, Labels
+from trimtab.graph.rules.ties import Bools, Kept, Labels, shape
 
 
 def cut(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
@@ -39,6 +39,7 @@ def cut(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
         if old in coupling.values
     }
     kept = Kept(values, stays)
+    _check_left(result, kept)
     _cut_tensors(result, kept)
     for node in list(result.net.graph.nodes):
         known = rule(node.target) if node.op == "call_function" else None
@@ -50,7 +51,7 @@ def cut(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Graph:
         shaped(result)
     except RuntimeError as error:
         raise SurgeryError("cut: the cut network does not run, nothing was changed", got=error) from error
-    _agree(result, kept)
+    _agree(graph, result, kept)
     return result
 
 
@@ -99,6 +100,16 @@ def _stays(coupling: Coupling, keep: Mapping[str, Sequence[int]]) -> Callable[[L
     return ask
 
 
+def _check_left(graph: Graph, kept: Kept) -> None:
+    """A group's last unit is never cut, but a part of a layer (a half that is split off) could lose all of its own."""
+    for node in graph.net.graph.nodes:
+        for dim, keep in kept.masks(node).items():
+            if not keep.any():
+                raise SurgeryError(
+                    "cut", where=node.name, got=f"none of its {len(keep)} channels left at dimension {dim}"
+                )
+
+
 def _cut_tensors(graph: Graph, kept: Kept) -> None:
     """Give every parameter and buffer what is left of it; tied ones stay one tensor."""
     done: dict[int, torch.Tensor] = {}
@@ -118,14 +129,14 @@ def _cut_tensors(graph: Graph, kept: Kept) -> None:
         setattr(owner, leaf, done[id(tensor)])
 
 
-def _agree(graph: Graph, kept: Kept) -> None:
-    """Every tensor of the cut graph has the shape that its labels say."""
-    for node in graph.net.graph.nodes:
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor):
-            continue
+def _agree(graph: Graph, result: Graph, kept: Kept) -> None:
+    """Every tensor of the cut graph has the shape that its labels say, and no other is changed."""
+    before = {node.name: shape(node) for node in graph.net.graph.nodes}
+    for node in result.net.graph.nodes:
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            continue  # sizes, and several results at once: those are taken apart by nodes of their own
+        expected = list(before.get(node.name, shape(node)))
         for dim, keep in kept.masks(node).items():
-            if value.shape[dim] != keep.sum():
-                raise SurgeryError("cut", where=node.name, got=tuple(value.shape), expected=f"{keep.sum()} at {dim}")
-            if value.shape[dim] == 0:
-                raise SurgeryError("cut", where=node.name, got="nothing left of it", do="Keep more units.")
+            expected[dim] = int(keep.sum())
+        if list(shape(node)) != expected:
+            raise SurgeryError("cut", where=node.name, got=shape(node), expected=tuple(expected))

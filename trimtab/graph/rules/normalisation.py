@@ -128,7 +128,7 @@ def _last(node: Node) -> Sequence[int]:
 
 
 def _all_channels(node: Node) -> Sequence[int]:
-    return [1] if given(node, 1) == 1 else []
+    return range(1 if given(node, 1) == 1 else 2, len(shape(given(node, 0))))
 
 
 _SUMS = [

@@ -76,6 +76,8 @@ def slices(ties: Ties, node: Node) -> Value:
         if step != 1 or end < 0:
             ties.pin(labels, f"{node.name} picks single elements of it")
         dims[dim] = labels[start:end] if step == 1 and end >= 0 else None
+        if step == 1 and 0 < end - start < len(labels) != 2 * (end - start):
+            ties.part(labels[start:end])
     return tuple(dims)
 
 
@@ -133,6 +135,8 @@ def split(ties: Ties, node: Node) -> Value:
     if labels is None:
         return (dims,) * len(sizes)
     runs = np.split(labels, np.cumsum(sizes)[:-1])
+    for run in runs if len(set(sizes)) > 1 else []:  # equal runs are alike: the halves of a channel shuffle
+        ties.part(run)
     return tuple((*dims[:dim], run, *dims[dim + 1 :]) for run in runs)
 
 

@@ -14,24 +14,18 @@ aten = torch.ops.aten
 
 
 def places(ties: Ties, node: Node) -> Dims:
-    """Batch and channels (dimensions 0 and 1) pass; the places behind them are left whole."""
+    """Batch and channels pass; the one, two or three dimensions of places behind them are left whole."""
     dims = ties.of(given(node, 0))
-    for labels in dims[2:]:
+    count = next(n for n in (1, 2, 3) if f"{n}d" in str(node.target))
+    for labels in dims[-count:]:
         ties.pin(labels, f"{node.name} works over places in it")
-    return (*dims[:2], *(None,) * (len(dims) - 2))
+    return (*dims[:-count], *(None,) * count)
 
 
 def places_with_index(ties: Ties, node: Node) -> Value:
     """Two results of the same channels."""
     dims: Dims = places(ties, node)
     return dims, dims
-
-
-def one_dimension(ties: Ties, node: Node) -> Value:
-    """Pooling over the last dimension; the others pass."""
-    dims = ties.of(given(node, 0))
-    ties.pin(dims[-1], f"{node.name} works over places in it")
-    return (*dims[:-1], None)
 
 
 def pixel_shuffle(ties: Ties, node: Node) -> Value:
@@ -93,6 +87,7 @@ def glu(ties: Ties, node: Node) -> Value:
 
 
 _PLACES = [
+    aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default,
     aten.max_pool2d.default, aten.max_pool3d.default, aten.avg_pool2d.default, aten.avg_pool3d.default,
     aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec,
@@ -107,10 +102,6 @@ _WITH_INDEX = [
 RULES: dict[Any, Rule] = {
     **{op: Rule(places) for op in _PLACES},
     **{op: Rule(places_with_index) for op in _WITH_INDEX},
-    **{
-        op: Rule(one_dimension)
-        for op in (aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default)
-    },
     aten.pixel_shuffle.default: Rule(pixel_shuffle),
     aten.pixel_unshuffle.default: Rule(pixel_unshuffle),
     aten.channel_shuffle.default: Rule(channel_shuffle),

@@ -56,6 +56,7 @@ class Ties:
         self.pins: list[tuple[Labels, str]] = []
         self.hidden: list[Labels] = []
         self.producers: list[tuple[Node, int]] = []
+        self.parts: list[Labels] = []
 
     def __len__(self) -> int:
         return self._count
@@ -124,6 +125,10 @@ class Ties:
         """Remember that this parameter's dimension makes channels (not only reads them)."""
         if isinstance(node, Node) and node.op == "get_attr" and shape(node):
             self.producers.append((node, dim % len(shape(node))))
+
+    def part(self, labels: Labels) -> None:
+        """Remember that these channels are taken apart from others of the same layer, for another use."""
+        self.parts.append(labels)
 
 
 class Kept:
