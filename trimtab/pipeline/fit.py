@@ -22,6 +22,7 @@ from trimtab.pipeline.candidates import bounds_of, candidates
 from trimtab.pipeline.control import train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
+from trimtab.pipeline.pays import faster
 from trimtab.pipeline.points import Point, best, point
 from trimtab.pipeline.prepare import Prepared, prepare
 from trimtab.pipeline.prove import Proof, prove
@@ -29,6 +30,7 @@ from trimtab.pipeline.race import drop
 from trimtab.pipeline.record import Record, write_record
 from trimtab.pipeline.recover import recover
 from trimtab.pipeline.survey import survey
+from trimtab.search.front import front
 
 MEASURED = ("latency", "size", "macs", "params", "peak_memory")
 """What can be minimised on this machine."""
@@ -61,6 +63,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     timeline: list[dict[str, Any]] = field(default_factory=list)
     failed: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str) -> None:
         """Note that a stage has ended."""
@@ -118,7 +121,12 @@ def _points(run: Run) -> list[Point]:
     prepared = run.prepared
     original = point(prepared, run.folder, "original", Plan())
     whole = _quantised(run, original)
+    found = [original] + ([whole] if whole is not original else [])
     run.stage("baseline")
+    if original.validate is None or not prepared.context.calibrate:
+        # Nothing could tell a good cut from a bad one.
+        return found
+    prepared = run.prepared
     surveyed = survey(prepared, whole.plan, whole.clocked, whole.file)
     run.stage("sensitivity")
     baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
@@ -131,7 +139,6 @@ def _points(run: Run) -> list[Point]:
         prepared.context.progress,
     )
     run.stage("allocate")
-    found = [original] + ([whole] if whole is not original else [])
     if prepared.context.train is None:
         found += [p for p in (_tried(run, c.name, c.plan, original) for c in plans) if p is not None]
     else:
@@ -148,7 +155,13 @@ def _quantised(run: Run, original: Point) -> Point:
     if run.prepared.context.target.precision != "int8":
         return original
     made = _tried(run, "int8", Plan((step_of(Quantise()),)), original)
-    return made if made is not None else original
+    if made is not None and (run.goal.minimise != "latency" or faster(made.clocked, original.clocked)):
+        return made
+    if made is not None:
+        run.notes.append("Quantise did not make the network faster on this target: it was not used.")
+    context = replace(run.prepared.context, target=replace(run.prepared.context.target, precision="fp32"))
+    run.prepared = replace(run.prepared, context=context)
+    return original
 
 
 def _tried(run: Run, name: str, plan: Plan, original: Point) -> Point | None:
@@ -165,7 +178,9 @@ def conclude(run: Run, points: Sequence[Point], control: bool, winner: Point | N
     prepared, goal = run.prepared, run.goal
     original = points[0]
     winner = winner or _choose(points, goal, original)
-    proofs = prove(prepared, original, points)
+    points = _worth_proving(points, original, winner)
+    # Longer than this gains little: the interval is then far below what machines drift by.
+    proofs = prove(prepared, original, points, seconds=min(max(3600 * goal.hours / 200, 1.0), 8.0))
     run.stage("prove")
     adopt(run.folder, winner.name)
     report = _write(run, points, proofs, winner, None)
@@ -174,6 +189,13 @@ def conclude(run: Run, points: Sequence[Point], control: bool, winner: Point | N
         run.stage("control")
         report = _write(run, points, proofs, winner, {**proofs["original"].metrics, **trained})
     return Result(run.folder, report, report["met"], report["binding"])
+
+
+def _worth_proving(points: Sequence[Point], original: Point, winner: Point) -> list[Point]:
+    """The original, the winner, and the front of the others by what chose them; the rest stay in study.db."""
+    trials = {p.name: p.trial("choose", **({"score": p.validate} if p.validate else {})) for p in points}
+    kept = {t.name for t in front(list(trials.values()))} | {original.name, winner.name}
+    return [p for p in points if p.name in kept]
 
 
 def _choose(points: Sequence[Point], goal: Goal, original: Point) -> Point:
@@ -211,7 +233,7 @@ def _write(
         runtime=proofs[winner.name].clocked.runtime,
         trials=[*trials, *run.failed],
         binding=run.goal.binding(won.metrics, reference),
-        notes=prepared.notes,
+        notes=(*prepared.notes, *run.notes),
         layers=layer_rows(prepared.graph, run.folder / "front" / winner.name),
         timeline=run.timeline,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,6 @@ def _counted(graph: Graph, batch: int) -> dict[str, Metric]:
 def without(plan: Plan, technique: str) -> Plan:
     """A plan without the steps of one technique."""
     return Plan(tuple(s for s in plan.steps if s["technique"] != technique), plan.model)
-
-
-def named(point: Point, dropped: str) -> Point:
-    """A point with one more sentence on what did not pay."""
-    return replace(point, dropped=(*point.dropped, dropped))
 
 
 def best(points: list[Point], minimise: str, allowed: Any) -> Point | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +84,12 @@ def prepare(
     versions = (VERSION, torch.__version__)
     key = digest("task", weights(graph), fingerprint(task), [_shape(b) for b in validate], seed, versions)
     return Prepared(graph, context, test, (*graph.notes, *notes), key)
+
+
+def settled(prepared: Prepared, what: str, measure: Callable[[], Any]) -> Any:
+    """A decision made by the clock, stored before it is used, so that a resumed run decides the same."""
+    store = prepared.context.store
+    return store.once(digest(what, prepared.key), measure) if store else measure()
 
 
 def weights(graph: Graph) -> str:

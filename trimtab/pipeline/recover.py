@@ -12,6 +12,7 @@ from trimtab.core.goal import Goal
 from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
 from trimtab.pipeline.candidates import Candidate
+from trimtab.pipeline.pays import paying
 from trimtab.pipeline.points import Point
 from trimtab.pipeline.prepare import Prepared, scored
 from trimtab.pipeline.race import (
@@ -65,9 +66,14 @@ def recover(
     for runner in runners:
         if runner.candidate.name != best.candidate.name:
             yield runner.candidate.name, extend(runner.plan, *_quantise(runner.candidate.plan)), ()
+    sentences: tuple[str, ...] = ()
+    if cost == "latency":
+        kept, sentences = paying(prepared, best.candidate.plan, original, ("Prune",))
+        if sentences:  # the cut is undone: its training so far is for another network
+            best = replace(best, plan=structural(kept))
     trained = _train(prepared, best, left)
     aware, sentence = _aware(prepared, trained, best.candidate.plan, AWARE * seconds)
-    yield best.candidate.name, aware, sentence
+    yield best.candidate.name, aware, (*sentences, *sentence)
 
 
 def _entries(plans: Sequence[Candidate]) -> list[Candidate]:
