@@ -24,7 +24,7 @@ from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
 from trimtab.pipeline.pays import faster
 from trimtab.pipeline.points import Point, best, point
-from trimtab.pipeline.prepare import Prepared, prepare
+from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
 from trimtab.pipeline.race import drop
 from trimtab.pipeline.record import Record, write_record
@@ -155,10 +155,12 @@ def _quantised(run: Run, original: Point) -> Point:
     if run.prepared.context.target.precision != "int8":
         return original
     made = _tried(run, "int8", Plan((step_of(Quantise()),)), original)
-    if made is not None and (run.goal.minimise != "latency" or faster(made.clocked, original.clocked)):
+    if made is None:
+        return original
+    asked = run.goal.minimise == "latency"
+    if settled(run.prepared, "int8 pays", lambda: not asked or faster(made.clocked, original.clocked)):
         return made
-    if made is not None:
-        run.notes.append("Quantise did not make the network faster on this target: it was not used.")
+    run.notes.append("Quantise did not make the network faster on this target: it was not used.")
     context = replace(run.prepared.context, target=replace(run.prepared.context.target, precision="fp32"))
     run.prepared = replace(run.prepared, context=context)
     return original

@@ -12,11 +12,10 @@ from trimtab.compress.recover import Distil
 from trimtab.core.context import Context
 from trimtab.core.metric import Metric
 from trimtab.core.plan import Plan
-from trimtab.core.store import digest
 from trimtab.core.trial import Trial
 from trimtab.graph.model import Graph
 from trimtab.pipeline.candidates import Candidate
-from trimtab.pipeline.prepare import Prepared, scored
+from trimtab.pipeline.prepare import Prepared, scored, settled
 from trimtab.train.loop import steps_for
 
 EXPONENT = 0.5
@@ -65,12 +64,7 @@ def training(graph: Graph, context: Context, steps: int, *, brief: bool = False)
 
 def steps_in(prepared: Prepared, graph: Graph, distil: Distil, seconds: float, name: str) -> int:
     """Steps of a training in a time: measured once, then stored, so that a resumed run does the same."""
-    store = prepared.context.store
-
-    def measure() -> int:
-        return steps_for(seconds, graph, prepared.context, distil.recipe())
-
-    return int(store.once(digest("steps", prepared.key, name), measure) if store else measure())
+    return int(settled(prepared, f"steps {name}", lambda: steps_for(seconds, graph, prepared.context, distil.recipe())))
 
 
 def structural(plan: Plan) -> Plan:

@@ -14,7 +14,7 @@ from trimtab.core.trial import Trial
 from trimtab.pipeline.candidates import Candidate
 from trimtab.pipeline.pays import paying
 from trimtab.pipeline.points import Point
-from trimtab.pipeline.prepare import Prepared, scored
+from trimtab.pipeline.prepare import Prepared, scored, settled
 from trimtab.pipeline.race import (
     Runner,
     exponent,
@@ -68,12 +68,21 @@ def recover(
             yield runner.candidate.name, extend(runner.plan, *_quantise(runner.candidate.plan)), ()
     sentences: tuple[str, ...] = ()
     if cost == "latency":
-        kept, sentences = paying(prepared, best.candidate.plan, original, ("Prune",))
+        kept, sentences = _paying(prepared, best.candidate.plan, original)
         if sentences:  # the cut is undone: its training so far is for another network
             best = replace(best, plan=structural(kept))
     trained = _train(prepared, best, left)
     aware, sentence = _aware(prepared, trained, best.candidate.plan, AWARE * seconds)
     yield best.candidate.name, aware, (*sentences, *sentence)
+
+
+def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tuple[str, ...]]:
+    def measure() -> dict[str, Any]:
+        kept, sentences = paying(prepared, plan, original, ("Prune",))
+        return {"plan": kept.json(), "sentences": list(sentences)}
+
+    found = settled(prepared, "pays", measure)
+    return Plan.of_json(found["plan"]), tuple(found["sentences"])
 
 
 def _entries(plans: Sequence[Candidate]) -> list[Candidate]:
@@ -88,8 +97,7 @@ def _budget(prepared: Prepared) -> float:
     """Seconds of training that the run has, settled once."""
     left = max(prepared.context.seconds_left(), 1.0)
     seconds = max(left - max(60.0, PROOF * left), 0.4 * left)
-    store = prepared.context.store
-    return float(store.once(f"budget-{prepared.key}", lambda: seconds)) if store else seconds
+    return float(settled(prepared, "budget", lambda: seconds))
 
 
 def _latest(first: Sequence[Runner], second: Sequence[Runner]) -> list[Runner]:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.core.plan import Plan
-from trimtab.core.store import digest
 from trimtab.hardware.machine import machine
 from trimtab.pipeline.allocate import Factor, Site
 from trimtab.pipeline.deploy import Clocked
-from trimtab.pipeline.prepare import Prepared
+from trimtab.pipeline.prepare import Prepared, settled
 from trimtab.pipeline.sensitivity import refunds, sensitivities
 from trimtab.pipeline.space import Rest, Space, factors, shapes, space_of
-from trimtab.pipeline.table import Layer, measure
+from trimtab.pipeline.table import PRECISIONS, Layer, measure
 from trimtab.run import runtime
 
 
@@ -48,23 +47,19 @@ def survey(prepared: Prepared, whole: Plan, clocked: Clocked, file: Path) -> Sur
     context = prepared.context
     space = space_of(prepared.graph, context)
     found = shapes(space)
-    identity = f"{machine().key()} {runtime(clocked.runtime).version()}"
+    # What the clock says is settled here: a resumed run works with the table of its first start.
+    said = settled(prepared, "whole", lambda: {"in": clocked.runtime, "s": clocked.metrics["latency"].value})
+    identity = f"{machine().key()} {runtime(said['in']).version()}"
     context.progress("latency table", 0, len(found))
-    seconds = measure(found, context.target, clocked.runtime, identity)
-    store = context.store
-    if store is not None:  # a resumed run sees the table of its first start
-        kept = store.once(
-            digest("table", prepared.key, clocked.runtime, sorted(map(str, found))), lambda: _rows(seconds)
-        )
-        seconds = {key: kept[str(key)] for key in seconds}
+    rows = settled(prepared, "table", lambda: _rows(measure(found, context.target, said["in"], identity)))
+    seconds = {(layer, p): rows[str((layer, p))] for layer in found for p in PRECISIONS}
     context.progress("latency table", len(found), len(found))
     precision = "int8" if any(s["technique"] == "Quantise" for s in whole.steps) else "fp32"
     total = sum(seconds[layer, precision] for layer in space.layers.values())
-    latency = clocked.metrics["latency"].value
-    rest = _rest(space, total, latency, file, precision)
+    rest = _rest(space, total, said["s"], file, precision)
     sites, moot = refunds(space, sensitivities(space, prepared.graph, context, prepared.key))
     costs = factors(space, seconds, rest)
-    return Survey(space, tuple(sites), tuple(costs + moot), clocked.runtime, total / latency - 1)
+    return Survey(space, tuple(sites), tuple(costs + moot), said["in"], total / said["s"] - 1)
 
 
 def _rows(seconds: dict[tuple[Layer, str], float]) -> dict[str, float]:
