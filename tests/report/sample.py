@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -25,7 +26,9 @@ def metrics(score: float, latency: float, size: float, macs: float) -> dict[str,
 
 
 def layers() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"name": "conv1", "before": [16, 3, 3, 3], "after": [16, 3, 3, 3], "precision": "int8"}]
+    rows: list[dict[str, Any]] = [
+        {"name": "conv1", "before": [16, 3, 3, 3], "after": [16, 3, 3, 3], "precision": "int8"}
+    ]
     for stage, width in ((1, 16), (2, 32), (3, 64)):
         for block in range(9):
             gone = block in (4, 6, 7)
@@ -66,7 +69,7 @@ def report() -> dict[str, Any]:
         for n, (steps, m, dropped) in front.items()
     ]
     control = dict(front["original"][1]) | {"score": figure(0.9088, "fraction", "up", n=5000, split="test")}
-    return {
+    data = {
         "schema": 1,
         "trimtab": "0.1.0",
         "task": "ResNet-56 on CIFAR-10",
@@ -109,3 +112,4 @@ def report() -> dict[str, Any]:
             {"stage": "prove", "seconds": 61.0},
         ],
     }
+    return json.loads(json.dumps(data))  # no part shared with another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ def status(arguments: Sequence[str]) -> int:
         0 done (for `fit`: the goal is met), 1 verify found a difference, 2 the input is wrong, 3 the goal is not met,
         130 stopped by Ctrl-C.
     """
+    for name in ("torchao", "torch.utils._pytree"):  # they warn of CUDA kernels and names that we do not use
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = app(args=list(arguments), prog_name="trimtab", standalone_mode=False)
     except TrimtabError as error:

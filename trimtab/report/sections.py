@@ -144,7 +144,7 @@ def front(report: Report) -> Safe | None:
             *(_cell(n, p.metrics.get(n)) for n in names),
             class_="chosen" if p.name == report.chosen else None,
         )
-        for p in report.points
+        for p in sorted(report.points, key=_speed)
     ]
     drawn = [element("div", picture, class_="scroll pad")] if picture is not None else []
     about = joined(
@@ -155,6 +155,10 @@ def front(report: Report) -> Safe | None:
         ]
     )
     return _section("The front", about, *drawn, element("p"), _table(top, rows))
+
+
+def _speed(point: Point) -> float:
+    return point.metrics["latency_ratio"].value if "latency_ratio" in point.metrics else 0.0
 
 
 _FRONT = ("score", "latency", "latency_ratio", "size", "size_ratio", "macs")
