@@ -259,6 +259,36 @@ def einsum() -> nn.Module:
     return Call(forward, q=nn.Linear(6, 12), k=nn.Linear(6, 12), head=nn.Linear(4, 5))
 
 
+def weight_standardised() -> nn.Module:
+    """A convolution whose weights are normalised over their inputs (Qiao et al. 2019), then a plain one."""
+
+    def forward(m, x):
+        weight = m.b.weight
+        rows = weight.reshape(1, weight.shape[0], -1)
+        weight = F.batch_norm(rows, None, None, training=True).reshape_as(weight)
+        return m.c(F.relu(F.conv2d(m.a(x), weight, m.b.bias)))
+
+    return Call(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 8, 3), c=nn.Conv2d(8, 4, 1))
+
+
+def scan() -> nn.Module:
+    """One linear for two parts of unequal width, and a rolled sequence (a step of a state-space layer)."""
+
+    def forward(m, x):
+        step, state = m.both(F.silu(m.a(x))).split([3, 8], dim=-1)
+        state = state.roll(1, 1).cumsum(1) * F.softplus(m.widen(step))
+        return m.b(state * torch.exp(m.rate))
+
+    return Call(
+        forward,
+        a=nn.Linear(6, 10),
+        both=nn.Linear(10, 11),
+        widen=nn.Linear(3, 8),
+        rate=nn.Parameter(torch.randn(8)),
+        b=nn.Linear(8, 5),
+    )
+
+
 IMAGE = torch.randn(2, 3, 8, 8)
 SERIES = torch.randn(2, 5, 6)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
@@ -282,6 +312,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "gru": (lambda: recurrent(nn.GRU, both=True), SERIES),
     "statistics": (statistics, SERIES),
     "einsum": (einsum, SERIES),
+    "weight_standardised": (weight_standardised, IMAGE),
+    "scan": (scan, SERIES),
 }
 
 

@@ -78,6 +78,10 @@ def test_a_channel_shuffle_cuts_places_not_groups():
     assert sizes("shuffle") == {"stem.weight:0": 6, "stem.weight:0/2": 6}  # the second half feeds the branch
 
 
+def test_parts_of_unequal_width_are_groups_of_their_own():
+    assert sizes("scan") == {"a.weight:0": 10, "both.weight:0": 3, "both.weight:0/2": 8}
+
+
 def test_pixel_shuffle_units_are_runs_of_four():
     assert members(found("super_resolver")["1.weight:0"])[("1.weight", 0)][1] == (4, 5, 6, 7)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.graph.small_networks import NETWORKS, Attention, Call, built, captured, chain, option_a, recurrent
+from tests.graph.small_networks import NETWORKS, Attention, Call, built, captured, chain, recurrent
 from trimtab.core.errors import SurgeryError
 from trimtab.graph.capture import capture
 from trimtab.graph.coupling import groups
@@ -210,5 +210,10 @@ def test_a_misspelt_group_names_its_neighbours():
         cut(graph, {"0.weigth:0": [0]})
 
 
-def test_option_a_is_the_network_of_the_paper():
-    assert isinstance(option_a(), nn.Module)
+def test_a_cut_that_would_empty_a_part_is_refused():
+    model = Call(
+        lambda m, x: (m.b(m.a(x).chunk(2, -1)[0]), m.a(x)[..., 4:].sum()), a=nn.Linear(6, 8), b=nn.Linear(4, 5)
+    )
+    graph = capture(model, torch.randn(2, 6))
+    with pytest.raises(SurgeryError, match="none of its 4 channels left at dimension 1"):
+        cut(graph, {"a.weight:0": [5, 6]})

@@ -36,11 +36,13 @@ class Member:
 class Group:
     """Units that can be removed one by one, each with everything that must go with it.
 
-    Units are in one group when the same layers make them. Two layers joined by an addition share
-    their units, so a group never leaves a layer without channels as long as one unit is kept.
+    Units are in one group when the same layers make them (two layers joined by an addition make
+    their channels together). So a group that keeps one unit leaves no layer without channels, and
+    a layer's width is the sum of its groups'.
 
     Args:
-        name: the first parameter and dimension it reaches, in graph order: `layer1.0.conv1.weight:0`.
+        name: the first parameter and dimension it reaches, in the order of use: `layer1.0.conv1.weight:0`;
+            a second group that starts there is `layer1.0.conv1.weight:0/2`.
         size: the number of units.
         members: what it reaches.
         reason: `None` if it can be cut, else why it is left whole.
@@ -70,7 +72,7 @@ class Coupling:
 
 
 def groups(graph: Graph, fixed: Collection[str] = ()) -> tuple[Group, ...]:
-    """The groups of coupled channels of a graph, in graph order.
+    """The groups of coupled channels of a graph, in the order in which it uses them.
 
     Args:
         graph: the network.
@@ -166,7 +168,8 @@ def _collect(graph: Graph, ties: Ties, sources: dict[str, Node]) -> tuple[tuple[
     places = [(name, dim, roots) for name, dim, roots in places if not hidden[roots].any()]
     made = _signatures(count, ties, sources, places)
     sentences = list(dict.fromkeys(why for _, why in ties.pins))
-    number = np.array([sentences.index(why) for _, why in ties.pins] + [-1])
+    place = {why: at for at, why in enumerate(sentences)}
+    number = np.array([place[why] for _, why in ties.pins] + [-1])
     keys: dict[tuple[int, int], list[Labels]] = {}
     seen = np.zeros(count, dtype=bool)
     for _, _, roots in places:
@@ -182,13 +185,12 @@ def _collect(graph: Graph, ties: Ties, sources: dict[str, Node]) -> tuple[tuple[
 def _signatures(count: int, ties: Ties, sources: dict[str, Node], places: list[Any]) -> Labels:
     """A number for each unit that is equal for units that the same layers make."""
     random = np.random.default_rng(0).integers(1, 2**40, size=len(places) + len(ties.parts))
-    same = {id(ties.values[node][0]): node for node in sources.values() if ties.values[node]}
-    producers = {(id(ties.of(node)[0]), dim) for node, dim in ties.producers}
+    producers = {(id(ties.values[node]), dim) for node, dim in ties.producers}  # tied names share their labels
     made, read = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     for (name, dim, roots), value in zip(places, random, strict=False):
         unique = np.unique(roots)
         read[unique] += value
-        if (id(ties.of(sources[name])[0]), dim) in producers and id(ties.of(sources[name])[0]) in same:
+        if (id(ties.values[sources[name]]), dim) in producers:
             made[unique] += value
     number = np.where(made == 0, -read, made)
     for labels, value in zip(ties.parts, random[len(places) :], strict=True):
