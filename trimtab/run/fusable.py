@@ -60,7 +60,8 @@ class IntegerSupport:
     Args:
         weighted: convolutions and linear layers with an integer kernel.
         joins: operators of two tensors, integer if both inputs and the output are quantised (residual add).
-        shares: operators that move or choose values: integer if the output has the input's scale and zero point.
+        shares: operators that move or choose values: their output takes the input's scale and zero point, and
+            loses nothing by it. Most then move bytes; padding and pixel shuffle still move floats.
         concats: concatenations; every input and the output quantised, each may have its own scale.
         activations: folded into the weighted operator before them, with nothing quantised between, where the
             quantised range behind them is theirs: lowest level 0 after relu (zero point 0), highest at most 6
@@ -102,14 +103,20 @@ _SHARES = frozenset(
         _ATEN.max_pool2d.default,
         _ATEN.flatten.using_ints,
         _ATEN.reshape.default,
+        _ATEN.view.default,
         _ATEN.permute.default,
         _ATEN.transpose.int,
         _ATEN.unsqueeze.default,
         _ATEN.squeeze.dim,
         _ATEN.slice.Tensor,
         _ATEN.select.int,
-        _ATEN.expand.default,
+        _ATEN.pad.default,
+        _ATEN.constant_pad_nd.default,
+        _ATEN.pixel_shuffle.default,
+        _ATEN.channel_shuffle.default,
         _ATEN.dropout.default,
+        _ATEN.dropout_.default,
+        _ATEN.feature_dropout.default,
         _ATEN.contiguous.default,
         _ATEN.clone.default,
         _ATEN.alias.default,
@@ -118,7 +125,9 @@ _SHARES = frozenset(
         _ATEN.upsample_nearest2d.default,
     }
 )
-_FOLDED = frozenset({_ATEN.relu.default, _ATEN.relu_.default, _ATEN.relu6.default, _ATEN.hardtanh.default})
+_FOLDED = frozenset(
+    {_ATEN.relu.default, _ATEN.relu_.default, _ATEN.relu6.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default}
+)
 _POOLS = frozenset({_ATEN.avg_pool2d.default, _ATEN.adaptive_avg_pool2d.default})
 _SMOOTH = frozenset({_ATEN.sigmoid.default, _ATEN.leaky_relu.default, _ATEN.leaky_relu_.default})
 
@@ -138,7 +147,7 @@ integers at the scale of input times weight."""
 OPENVINO = IntegerSupport(
     weighted=_WEIGHTED,
     joins=_ADD | _SUB,
-    shares=_SHARES | {_ATEN.pad.default, _ATEN.constant_pad_nd.default},
+    shares=_SHARES,
     concats=frozenset({_ATEN.cat.default}),
     activations=_FOLDED | _SMOOTH | {_ATEN.gelu.default, _ATEN.hardswish.default, _ATEN.tanh.default},
     units=_POOLS | _SMOOTH | {_ATEN.mean.dim, _ATEN.gelu.default, _ATEN.hardswish.default, _ATEN.tanh.default},

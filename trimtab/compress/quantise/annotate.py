@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from trimtab.compress.quantise.support import INTEGER, IntegerSupport, Weighted
 from trimtab.core.errors import InputError
 from trimtab.graph.model import Graph
+from trimtab.run.fusable import INTEGER, IntegerSupport, Weighted
 
 _ATEN = torch.ops.aten
 _NEVER = ("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "addmm", "bilinear", "lstm", "gru")
@@ -231,9 +231,17 @@ def _ties(order: Sequence[Node], wanted: set[Node], support: IntegerSupport) -> 
                 yield node, source
                 break
         inputs = joined(node, support) if node.target in support.concats else []
-        for part in inputs:
-            if part in wanted:
-                yield node, part
+        # a range that others widen below 0 would part a relu from its layer: the runtime fuses it at zero point 0 only
+        if len({_positive(part, support) for part in inputs}) == 1:
+            yield from ((node, part) for part in inputs if part in wanted)
+
+
+def _positive(node: Node, support: IntegerSupport) -> bool:
+    """Whether a tensor is what a relu gave, possibly moved."""
+    while node.target in support.shares and isinstance(node.args[0], Node):
+        node = node.args[0]
+    clipped = node.target in (_ATEN.hardtanh.default, _ATEN.hardtanh_.default)
+    return node.target in support.activations and (not clipped or bool(node.args[1:2] and node.args[1] == 0))
 
 
 def _unfused(

@@ -10,7 +10,6 @@ from trimtab.compress.quantise.annotate import Annotation, annotate, layer_name
 from trimtab.compress.quantise.calibrate import calibration_inputs, histograms
 from trimtab.compress.quantise.insert import FAKE, WeightRange, fake_quantised, integers, largest
 from trimtab.compress.quantise.ranges import Calibration, activation_range, affine, weight_scales
-from trimtab.compress.quantise.support import INTEGER
 from trimtab.compress.recover import Distil
 from trimtab.compress.settings import made
 from trimtab.core.context import Context
@@ -19,6 +18,7 @@ from trimtab.core.space import Axis
 from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
+from trimtab.run.fusable import INTEGER
 
 _EIGHT = 8
 
