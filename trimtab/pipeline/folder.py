@@ -65,8 +65,8 @@ def adopt(folder: Path, name: str) -> None:
         InputError: there is no such point.
     """
     source = folder / "front" / name
-    if not (source / FILES[0]).exists():
-        known = sorted(p.name for p in (folder / "front").glob("*") if (p / FILES[0]).exists())
+    known = sorted(p.name for p in (folder / "front").glob("*") if (p / FILES[0]).exists())
+    if name not in known:
         raise InputError("choose", where=folder, got=repr(name), expected=f"one of {', '.join(known) or 'no points'}")
     for file in sorted(p for p in source.iterdir() if p.is_file()):
         write_atomic(folder / file.name, lambda p, file=file: shutil.copyfile(file, p))  # type: ignore[misc]

@@ -25,7 +25,7 @@ from trimtab.train.distil import distillation_loss
 from trimtab.train.recalibrate import recalibrate_norms
 from trimtab.train.recipe import Distillation
 
-SAMPLES = 256
+SAMPLES = 128
 """Calibration samples that a sensitivity is from."""
 _SETTINGS = Distillation(temperature=1.0)
 

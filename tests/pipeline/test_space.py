@@ -1,0 +1,64 @@
+"""The costs of a point are those of the network that its plan makes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.pipeline.networks import small
+from trimtab.compress.plan import apply_plan
+from trimtab.core.context import Context
+from trimtab.core.plan import Plan
+from trimtab.core.space import sample
+from trimtab.core.task import Task
+from trimtab.graph.capture import capture
+from trimtab.graph.model import Graph
+from trimtab.graph.modes import set_mode
+from trimtab.pipeline.allocate import total
+from trimtab.pipeline.space import Rest, Space, factors, shapes, space_of
+from trimtab.pipeline.table import layers
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Graph, Context, Space]:
+    task = Task(small(), torch.randn(2, 1, 8, 8))
+    graph = set_mode(capture(task.model, task.example), False)
+    context = Context(task, teacher=graph)
+    return graph, context, space_of(graph, context)
+
+
+def test_macs_of_a_point_are_those_of_its_network(made: tuple[Graph, Context, Space]) -> None:
+    graph, context, space = made
+    seconds = {(layer, p): 1.0 for layer in shapes(space) for p in ("fp32", "int8")}
+    costs = factors(space, seconds, Rest())
+    source = random.Random(0)
+    for _ in range(12):
+        point = {axis.name: axis.index(sample(axis, source)) for axis in space.axes}
+        steps = [s for s in space.steps(point) if s["technique"] != "Quantise"]
+        left = layers(apply_plan(graph, Plan(tuple(steps)), context))
+        assert total(costs, point, "macs") == sum(layer.macs for layer in left.values())
+        assert total(costs, point, "latency") == len(left)
+
+
+def test_the_first_choices_are_the_network_as_it_is(made: tuple[Graph, Context, Space]) -> None:
+    _, _, space = made
+    assert space.plan({axis.name: 0 for axis in space.axes}).steps == ()
+
+
+def test_a_kept_layer_has_no_axis() -> None:
+    task = Task(small(), torch.randn(2, 1, 8, 8), keep=("layer1",))
+    graph = set_mode(capture(task.model, task.example), False)
+    names = [axis.name for axis in space_of(graph, Context(task, teacher=graph)).axes]
+    assert any("layer2" in n for n in names)
+    assert not any(n.startswith(("Prune:layer1", "RemoveBlocks:layer1")) for n in names)
+
+
+def test_layers_by_hand(made: tuple[Graph, Context, Space]) -> None:
+    graph, _, _ = made
+    found = layers(graph)
+    assert found["conv.weight"].macs == 9 * 16 * 64
+    assert found["layer2.0.conv1.weight"].macs == 9 * 16 * 32 * 16
+    assert found["depthwise.weight"].macs == 9 * 32 * 16
+    assert found["linear.weight"].macs == 128
