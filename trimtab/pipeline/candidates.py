@@ -43,6 +43,7 @@ def candidates(
     bounds: Mapping[str, float],
     minimise: str,
     progress: Progress,
+    budgets: Sequence[float] = (1.0, *BUDGETS),
 ) -> tuple[Candidate, ...]:
     """The plans of least loss under the bounds, for each budget of what is minimised, cheapest last.
 
@@ -52,6 +53,8 @@ def candidates(
         factors: with their costs.
         bounds: hard upper bounds by cost name, in seconds and bytes.
         minimise: the cost to spread budgets over.
+        progress: called for each budget.
+        budgets: shares of the quantised original's cost.
 
     Returns:
         plans without repeats; where no plan keeps the bounds, the single cheapest one.
@@ -61,14 +64,14 @@ def candidates(
     full = total(factors, integer, spread)
     found: dict[str, Candidate] = {}
     hard = {name: _MARGIN * bound for name, bound in bounds.items()}
-    for k, budget in enumerate((1.0, *BUDGETS)):
-        progress("allocate", k, 1 + len(BUDGETS))
+    for k, budget in enumerate(budgets):
+        progress("allocate", k, len(budgets))
         limits = {**hard, spread: min(hard.get(spread, float("inf")), budget * full * 1.0001)}
         point = allocate(sites, factors, limits, tie=spread)
         if point is None:
             break
         _add(found, space, sites, factors, point)
-    progress("allocate", 1 + len(BUDGETS), 1 + len(BUDGETS))
+    progress("allocate", len(budgets), len(budgets))
     if not found:
         _add(found, space, sites, factors, _cheapest(sites, factors, spread))
     return tuple(found.values())

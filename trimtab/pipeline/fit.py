@@ -18,22 +18,24 @@ from trimtab.core.plan import Plan
 from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.core.trial import Trial
-from trimtab.pipeline.candidates import bounds_of, candidates
+from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
 from trimtab.pipeline.control import train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
-from trimtab.pipeline.pays import faster
+from trimtab.pipeline.pays import correction, faster
 from trimtab.pipeline.points import Point, best, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
 from trimtab.pipeline.race import drop
 from trimtab.pipeline.record import Record, write_record
 from trimtab.pipeline.recover import recover
-from trimtab.pipeline.survey import survey
+from trimtab.pipeline.survey import Survey, survey
 from trimtab.search.front import front
 
 MEASURED = ("latency", "size", "macs", "params", "peak_memory")
 """What can be minimised on this machine."""
+MIDDLE = 0.5
+"""Share of the quantised original's cost at which the table is checked."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,7 @@ def _points(run: Run) -> list[Point]:
     prepared = run.prepared
     surveyed = survey(prepared, whole.plan, whole.clocked, whole.file)
     run.stage("sensitivity")
-    baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
-    plans = candidates(
-        surveyed.space,
-        surveyed.sites,
-        surveyed.factors,
-        bounds_of(run.goal, baseline),
-        run.goal.minimise,
-        prepared.context.progress,
-    )
+    plans = _plans(run, surveyed, original)
     run.stage("allocate")
     if prepared.context.train is None:
         found += [p for p in (_tried(run, c.name, c.plan, original) for c in plans) if p is not None]
@@ -148,6 +142,27 @@ def _points(run: Run) -> list[Point]:
                 found.append(replace(made, dropped=(*made.dropped, *sentences)))
     run.stage("train")
     return found
+
+
+def _plans(run: Run, found: Survey, original: Point) -> tuple[Candidate, ...]:
+    """The plans to race: allocated once in the middle to see how far the table is off there, then for all budgets."""
+    prepared, minimise = run.prepared, run.goal.minimise
+    baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
+    bounds = bounds_of(run.goal, baseline)
+
+    def plans(limits: dict[str, float], *budgets: float) -> tuple[Candidate, ...]:
+        more = {"budgets": budgets} if budgets else {}
+        progress = prepared.context.progress
+        return candidates(found.space, found.sites, found.factors, limits, minimise, progress, **more)
+
+    def settle() -> dict[str, Any]:
+        off = correction(prepared, plans(bounds, MIDDLE)[0], original)
+        return {"bounds": {name: bound / off.get(name, 1.0) for name, bound in bounds.items()}, "off": off}
+
+    chosen = settled(prepared, f"bounds {minimise} {sorted(bounds)}", settle)
+    off = ", ".join(f"{name} {100 * (value - 1):+.0f} %" for name, value in chosen["off"].items())
+    run.notes.append(f"Against the table, a plan in the middle measured {off}; plans were allocated with that.")
+    return plans(chosen["bounds"])
 
 
 def _quantised(run: Run, original: Point) -> Point:
