@@ -80,7 +80,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
         outputs=tuple(v.name for v in graph.output),
         pinned={name for node in graph.node for inner in _inner(node) for name in _read(inner)},
     )
-    for step in (_constants, simplify, _fold, simplify, _share, _split_by_rank, _defaults, keep_pads, _dead):
+    for step in (_constants, simplify, _fold, simplify, _share, _split_by_use, _defaults, keep_pads, _dead):
         step(work)
     _name_transposed(work, parameters or {})
     names = _short_names(work, parameters or {})
@@ -203,18 +203,25 @@ def _share(work: Work) -> None:
     _share_nodes(work)
 
 
-def _split_by_rank(work: Work) -> None:
-    """Weights of unlike rank do not share a zero point or scale: OpenVINO then runs their layers in floating point."""
+def _split_by_use(work: Work) -> None:
+    """Weights of unlike rank or operator do not share a zero point or scale.
+
+    OpenVINO would run all the layers that share one in floating point.
+    """
     from onnx import TensorProto
 
-    owner: dict[str, int] = {}
+    readers: dict[str, set[str]] = {}
+    for node in work.nodes:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    owner: dict[str, str] = {}
     for node in work.nodes:
         if node.op_type != "DequantizeLinear" or node.input[0] not in work.constants:
             continue
-        rank = len(work.constants[node.input[0]].dims)
+        use = "/".join([str(len(work.constants[node.input[0]].dims)), *sorted(readers.get(node.output[0], ()))])
         for i, name in enumerate(node.input[1:], 1):
-            if name in work.constants and owner.setdefault(name, rank) != rank:
-                node.input[i] = f"{name}/{rank}"
+            if name in work.constants and owner.setdefault(name, use) != use:
+                node.input[i] = f"{name}/{use}"
                 copy = TensorProto()
                 copy.CopyFrom(work.constants[name])
                 copy.name = node.input[i]
