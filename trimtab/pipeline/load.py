@@ -68,9 +68,8 @@ def run_folder(task: Task, out: Path | str | None) -> Path:
     Raises:
         InputError: there is a file of that name.
     """
-    folder = (
-        Path(out) if out is not None else Path("runs") / (re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task")
-    )
+    named = re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task"
+    folder = Path(out) if out is not None else Path("runs") / named
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():
             raise InputError(
