@@ -34,7 +34,8 @@ def masked(graph: Graph, values: dict[Node, Value], stays: Callable[[Labels], Bo
     for _, node in nodes:
         known = rule(node.target) if node.op == "call_function" else None
         over = known.counts(node) if known is not None and known.counts is not None else ()
-        if known is not None and any(kept.mask(node.args[0], d) is not None for d in over):
+        counted = any(kept.mask(node.args[0], d) is not None for d in over)
+        if known is not None and counted:
             writer.gather(node, known.rewrite)
         else:
             writer.zero(node)
@@ -54,10 +55,22 @@ def _constant(graph: Graph, values: dict[Node, Value]) -> dict[Node, Value]:
     return constant
 
 
-def _writes(user: Node, node: Node) -> bool:
-    """Whether an operator writes its result into a node's memory."""
-    schema = getattr(user.target, "_schema", None)
-    return schema is not None and schema.is_mutable and bool(user.args) and given(user, 0) is node
+def _written(node: Node) -> bool:
+    """Whether an operator writes its result into this node's memory, or into a view of it that is a view itself."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None or not user.args or given(user, 0) is not node:
+            continue
+        if schema.is_mutable or (_is_view(node) and _is_view(user) and _written(user)):
+            return True
+    return False
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node's result shares the memory of its first input."""
+    schema = getattr(node.target, "_schema", None)
+    first = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+    return first is not None and not first.is_write
 
 
 class _Writer:
@@ -86,7 +99,7 @@ class _Writer:
         masks = self.kept.masks(node) if isinstance(value, torch.Tensor) else {}
         if not isinstance(value, torch.Tensor) or not masks or not value.is_floating_point():
             return
-        if any(_writes(user, node) for user in node.users):
+        if _written(node):
             return  # its next form, which an operator writes into the same memory, is zeroed instead
         users = list(node.users)
         with self.net.graph.inserting_after(node):

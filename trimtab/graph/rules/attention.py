@@ -114,22 +114,29 @@ def rewrite_attention(node: Node, kept: Kept) -> None:
 
 
 def einsum(ties: Ties, node: Node) -> Value:
-    """Letters that are the same are tied; an ellipsis is left whole."""
+    """Letters that are the same are tied; an ellipsis stands for letters of its own, counted from the right."""
     equation, inputs = str(given(node, 0)).replace(" ", ""), list(given(node, 1))
-    if "." in equation or "->" not in equation:
+    if "->" not in equation:
         for arg in inputs:
             for dim in ties.of(arg):
-                ties.pin(dim, f"{node.name} has an equation with an ellipsis or without a result")
+                ties.pin(dim, f"{node.name} has an equation without a result")
         return (None,) * len(shape(node))
     letters: dict[str, Labels | None] = {}
+    sizes: dict[str, int] = {}
     terms, out = equation.split("->")
-    for term, arg in zip(terms.split(","), inputs, strict=True):
-        for letter, labels in zip(term, ties.of(arg), strict=True):
-            if letter not in letters:
-                letters[letter] = labels
-            else:
+    for short, arg in zip(terms.split(","), inputs, strict=True):
+        term = _spelt(short, len(shape(arg)))
+        for letter, labels, size in zip(term, ties.of(arg), shape(arg), strict=True):
+            if sizes.get(letter, 1) == 1:
+                letters[letter], sizes[letter] = labels, size
+            elif size > 1:
                 ties.tie(letters[letter], labels, f"{node.name} meets an input that is left whole")
-    return tuple(letters[letter] for letter in out)
+    return tuple(letters[letter] for letter in _spelt(out, len(shape(node))))
+
+
+def _spelt(term: str, rank: int) -> str:
+    """A term with its ellipsis written as digits that count dimensions from the right."""
+    return term.replace("...", "".join(str(i) for i in reversed(range(rank - len(term) + 3))))
 
 
 RULES: dict[Any, Rule] = {

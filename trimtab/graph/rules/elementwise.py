@@ -83,7 +83,9 @@ _POINTWISE = [
     aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor, aten.__iand__.Tensor, aten.__ior__.Tensor,
     aten.multiply.Tensor, aten.subtract.Tensor, aten.divide.Tensor, aten.floor_divide.default,
     aten.floor_divide.Scalar, aten.mul_.Tensor, aten.sub_.Tensor, aten.div_.Tensor, aten.add_.Tensor,
-    aten.relu_.default,
+    aten.relu_.default, aten.absolute.default, aten.negative.default, aten.special_expit.default,
+    aten.greater.Scalar, aten.greater.Tensor, aten.greater_equal.Scalar, aten.greater_equal.Tensor, aten.less.Scalar,
+    aten.less.Tensor, aten.less_equal.Scalar, aten.less_equal.Tensor, aten.not_equal.Scalar, aten.not_equal.Tensor,
 ]  # fmt: skip
 RULES: dict[Any, Rule] = {
     **{op: Rule(passed) for op in _PASSED},

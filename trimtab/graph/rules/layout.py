@@ -33,6 +33,15 @@ def transpose(ties: Ties, node: Node) -> Value:
     return tuple(dims)
 
 
+def movedim(ties: Ties, node: Node) -> Value:
+    """Dimensions moved to other places."""
+    dims, rank = ties.of(given(node, 0)), len(shape(node))
+    source, target = (([d] if isinstance(d, int) else list(d)) for d in (given(node, 1), given(node, 2)))
+    moved = {t % rank: s % rank for s, t in zip(source, target, strict=True)}
+    rest = iter(d for d in range(rank) if d not in moved.values())
+    return tuple(dims[moved[d] if d in moved else next(rest)] for d in range(rank))
+
+
 def unsqueeze(ties: Ties, node: Node) -> Value:
     """A dimension of one element put in."""
     dims, at = list(ties.of(given(node, 0))), int(given(node, 1))
@@ -86,7 +95,7 @@ def expand_as(ties: Ties, node: Node) -> Value:
 
 def repeat(ties: Ties, node: Node) -> Value:
     """A tensor laid beside itself."""
-    times, dims, sizes = list(given(node, 1)), ties.of(given(node, 0)), shape(given(node, 0))
+    times, dims, sizes = _times(node), ties.of(given(node, 0)), shape(given(node, 0))
     new = len(times) - len(dims)
     result: list[Labels | None] = [None] * new
     for count, labels, size in zip(times[new:], dims, sizes, strict=True):
@@ -98,9 +107,16 @@ def repeat(ties: Ties, node: Node) -> Value:
     return tuple(result)
 
 
+def _times(node: Node) -> list[Any]:
+    """How often each dimension of the result repeats its source; `tile` may name the last ones only."""
+    times = list(given(node, 1))
+    return [1] * (len(shape(given(node, 0))) - len(times)) + times
+
+
 def rewrite_repeat(node: Node, kept: Kept) -> None:
     """One element that was repeated is repeated as often as is left."""
-    times, new = list(given(node, 1)), len(given(node, 1)) - len(shape(given(node, 0)))
+    times = _times(node)
+    new = len(times) - len(shape(given(node, 0)))
     for dim, mask in kept.masks(node).items():
         if dim >= new and shape(given(node, 0))[dim - new] == 1:
             times[dim] = int(mask.sum())
@@ -157,15 +173,20 @@ _FILLED = [
     aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format, aten.new_zeros.default,
     aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
 ]  # fmt: skip
-_TRANSPOSES = [aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default]
+_TRANSPOSES = [
+    aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default, aten.adjoint.default,
+    aten.swapaxes.default, aten.swapdims.default,
+]  # fmt: skip
+_MOVES = (aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
 RULES: dict[Any, Rule] = {
     aten.permute.default: Rule(permute),
     **{op: Rule(transpose) for op in _TRANSPOSES},
+    **{op: Rule(movedim) for op in _MOVES},
     aten.unsqueeze.default: Rule(unsqueeze),
     **{op: Rule(squeeze) for op in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)},
-    aten.expand.default: Rule(expand, rewrite_sizes),
+    **{op: Rule(expand, rewrite_sizes) for op in (aten.expand.default, aten.broadcast_to.default)},
     aten.expand_as.default: Rule(expand_as),
-    aten.repeat.default: Rule(repeat, rewrite_repeat),
+    **{op: Rule(repeat, rewrite_repeat) for op in (aten.repeat.default, aten.tile.default)},
     aten.repeat_interleave.self_int: Rule(repeat_interleave),
     aten.flip.default: Rule(flip),
     aten.roll.default: Rule(roll),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from trimtab.graph.rules.ties import Kept, Rule, Ties, Value, argument, given, shape
+from trimtab.graph.rules.ties import Dims, Kept, Rule, Ties, Value, argument, given, shape
 
 aten = torch.ops.aten
 
@@ -79,6 +79,16 @@ def _reduction(at: int) -> Any:
     return label
 
 
+def _both_reduced(ties: Ties, node: Node) -> Value:
+    """A variance or deviation with its mean."""
+    dims, over, first = ties.of(given(node, 0)), _reduced(node), node.meta["val"][0]
+    if first.ndim == len(dims):
+        rest: Dims = tuple(None if d in over else x for d, x in enumerate(dims))
+    else:
+        rest = tuple(x for d, x in enumerate(dims) if d not in over)
+    return rest, rest
+
+
 def _reduction_pair(ties: Ties, node: Node) -> Value:
     """A maximum with its index: as a reduction, but an index into removed channels would be another one."""
     dims, over = ties.of(given(node, 0)), _reduced(node)
@@ -136,7 +146,13 @@ _SUMS = [
     aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction, aten.logsumexp.default, aten.prod.dim_int,
     aten.any.dim, aten.any.default, aten.all.dim, aten.all.default, aten.max.default, aten.min.default,
 ]  # fmt: skip
-_NORMS = [aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype]
+_NORMS = [
+    aten.linalg_vector_norm.default,
+    aten.norm.ScalarOpt_dim,
+    aten.norm.ScalarOpt_dim_dtype,
+    aten.linalg_norm.default,
+]
+_PAIRS = [aten.var_mean.dim, aten.var_mean.correction, aten.std_mean.dim, aten.std_mean.correction]
 _SOFT = [aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default]
 RULES: dict[Any, Rule] = {
     aten.batch_norm.default: Rule(per_channel, None, _places),
@@ -150,5 +166,7 @@ RULES: dict[Any, Rule] = {
     **{op: Rule(_reduction_pair) for op in (aten.max.dim, aten.min.dim, aten.median.dim)},
     **{op: Rule(_index_reduction) for op in (aten.argmax.default, aten.argmin.default)},
     **{op: Rule(along, None, _one) for op in _SOFT},
+    **{op: Rule(_both_reduced, None, _reduced) for op in _PAIRS},
+    aten.logcumsumexp.default: Rule(along, None, _one),
     aten.cumsum.default: Rule(along, None, _one),
 }

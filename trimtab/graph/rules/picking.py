@@ -249,9 +249,15 @@ def index_select(ties: Ties, node: Node) -> Value:
     return tuple(dims)
 
 
-_SPLITS = [aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.split.sizes]
+_SPLITS = [
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.split.sizes,
+    aten.tensor_split.sections,
+]
 RULES: dict[Any, Rule] = {
-    **{op: Rule(cat) for op in (aten.cat.default, aten.concat.default)},
+    **{op: Rule(cat) for op in (aten.cat.default, aten.concat.default, aten.concatenate.default)},
     aten.stack.default: Rule(stack),
     aten.slice.Tensor: Rule(slices, rewrite_slice),
     aten.narrow.default: Rule(narrow, rewrite_narrow),
