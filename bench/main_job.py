@@ -111,11 +111,11 @@ def write(rows: list[dict[str, Any]]) -> None:
         "# The main job",
         "",
         f"`python bench/main_job.py`, {time.strftime('%Y-%m-%d')}, on {here.processor}, {here.cores} cores.",
-        "Batch 1, one thread, against the original in fp32 in ONNX Runtime, interleaved; score on the 5,000 proving images;",
-        "drop against the better of the original and its control of equal steps; run time without the control's.",
+        "Batch 1, one thread, against the original in fp32 in ONNX Runtime, interleaved; score on the 5,000 proving",
+        "images; drop against the better of the original and its control of equal steps; time without the control.",
         "",
-        "| run | original | control | chosen | drop (at most) | latency ratio (at least) | other runtimes | size ratio (at least) |"
-        " gzip-ed | run, s |",
+        "| run | original | control | chosen | drop (at most) | latency ratio (at least) | other runtimes |"
+        " size ratio (at least) | gzip-ed | run, s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -125,7 +125,8 @@ def write(rows: list[dict[str, Any]]) -> None:
         text.append(
             f"| {r['row']} | {100 * r['original']:.2f} | {control} | {100 * r['score']:.2f} |"
             f" {100 * r['drop']:.2f} ({100 * r['wanted']['drop']:.1f}) |"
-            f" {r['ratio']['value']:.2f} [{low:.2f}, {high:.2f}] in {r['runtime']} ({r['wanted']['ratio']}) | {others} |"
+            f" {r['ratio']['value']:.2f} [{low:.2f}, {high:.2f}] in {r['runtime']} ({r['wanted']['ratio']}) |"
+            f" {others} |"
             f" {r['size']:.2f} ({r['wanted']['size ratio']}) | {r['gzip']:.2f} | {r['seconds']:.0f} |"
         )
     out = ROOT / "bench" / "results" / "main_job.md"

@@ -46,7 +46,8 @@ class Digits(nn.Module):
         """[N, 1, 8, 8] to [N, 10]."""
         x = self.block1(functional.relu(self.stem_norm(self.stem(x))))
         x = functional.relu(self.down_norm(self.down(x)))
-        return self.classify(self.block3(self.block2(x)).mean((2, 3)))
+        out: Tensor = self.classify(self.block3(self.block2(x)).mean((2, 3)))
+        return out
 
 
 def scale(images: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def _trained(data: Arrays, epochs: int) -> Digits:
     for _ in range(epochs):
         for images, labels in data:
             optimiser.zero_grad()
-            functional.cross_entropy(network(images), labels).backward()
+            functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return network.eval()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from trimtab.run.names import name_transposed, short_names
+from trimtab.run.work import Work
 
 _FOLD_LIMIT = 1024
 """A folded constant may be this many bytes larger than the constants that it is made of."""
@@ -18,42 +20,6 @@ _NEVER_FOLDED = {
 _LEAVES = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
 """Attributes of convolutions and pools, each with the value that leaves it out."""
 _DEFAULTS: dict[str, Any] = {"auto_pad": b"NOTSET", "group": 1, "ceil_mode": 0, "storage_order": 0, "saturate": 1}
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-@dataclass
-class Work:
-    """A model being packed: its nodes in order and its constants as TensorProto by name."""
-
-    nodes: list[Any]
-    constants: dict[str, Any]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    pinned: set[str] = field(default_factory=set)
-    """Names that inner graphs (If, Loop) read: kept and never renamed."""
-
-    def readers(self, name: str) -> list[Any]:
-        """The nodes that read a value."""
-        return [node for node in self.nodes if name in node.input]
-
-    def producers(self) -> dict[str, Any]:
-        """The node that makes each value."""
-        return {name: node for node in self.nodes for name in node.output if name}
-
-    def array(self, name: str) -> np.ndarray[Any, Any] | None:
-        """A constant's value, or None if the name is no constant."""
-        from onnx import numpy_helper
-
-        found = self.constants.get(name)
-        return None if found is None else numpy_helper.to_array(found)
-
-    def replace(self, mapping: dict[str, str]) -> None:
-        """Read other values: every input named by a key becomes its value, chains followed."""
-        for node in self.nodes:
-            for i, name in enumerate(node.input):
-                while name in mapping:
-                    name = mapping[name]
-                node.input[i] = name
 
 
 def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Any:
@@ -82,8 +48,8 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     )
     for step in (_constants, simplify, _fold, simplify, _share, _split_by_use, _defaults, keep_pads, _dead):
         step(work)
-    _name_transposed(work, parameters or {})
-    names = _short_names(work, parameters or {})
+    name_transposed(work, parameters or {})
+    names = short_names(work, parameters or {})
     packed = ModelProto(ir_version=whole.ir_version)
     packed.opset_import.extend(o for o in whole.opset_import if o.domain in {n.domain for n in work.nodes} | {""})
     packed.graph.name = "trimtab"
@@ -287,49 +253,6 @@ def _dead(work: Work) -> None:
     work.nodes[:] = reversed(left)
     for name in [n for n in work.constants if n not in alive]:
         del work.constants[name]
-
-
-def _name_transposed(work: Work, parameters: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """A constant that is a parameter transposed gets that parameter's name."""
-    free = {name: value for name, value in parameters.items() if name not in work.constants and value.ndim == 2}
-    mapping: dict[str, str] = {}
-    for name, tensor in work.constants.items():
-        if len(tensor.dims) != 2 or name in parameters or name in work.pinned or name in work.outputs:
-            continue
-        alike = [n for n, v in free.items() if v.shape == tuple(tensor.dims)[::-1] and n not in mapping.values()]
-        value = work.array(name) if alike else None
-        for candidate in alike:
-            if value is not None and value.dtype == free[candidate].dtype and np.array_equal(value.T, free[candidate]):
-                mapping[name] = candidate
-                break
-    work.replace(mapping)
-    for old, new in mapping.items():
-        work.constants[new] = work.constants.pop(old)
-
-
-def _short_names(work: Work, keep: Collection[str]) -> Callable[[str], str]:
-    fixed = {"", *work.inputs, *work.outputs, *work.pinned, *(n for n in work.constants if n in keep)}
-    ids = (name for name in _ids() if name not in fixed)
-    given: dict[str, str] = {name: name for name in fixed}
-
-    def short(name: str) -> str:
-        if name not in given:
-            given[name] = next(ids)
-        return given[name]
-
-    return short
-
-
-def _ids() -> Iterator[str]:
-    length = 1
-    while True:
-        for number in range(len(_DIGITS) ** length):
-            digits = []
-            for _ in range(length):
-                number, digit = divmod(number, len(_DIGITS))
-                digits.append(_DIGITS[digit])
-            yield "".join(digits)
-        length += 1
 
 
 def _write(into: Any, graph: Any, work: Work, short: Callable[[str], str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from trimtab.run.pack import Work
+    from trimtab.run.work import Work
 
 
 def keep_pads(work: Work) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from trimtab.run.pack import Work
+    from trimtab.run.work import Work
 
 _MAX = np.iinfo(np.int64).max // 2
 
