@@ -271,6 +271,31 @@ def weight_standardised() -> nn.Module:
     return Call(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 8, 3), c=nn.Conv2d(8, 4, 1))
 
 
+def written_in_place() -> nn.Module:
+    """Parts of a tensor written through views of it."""
+
+    def forward(m, x):
+        x = m.a(x)
+        y = torch.zeros_like(x)
+        y[:, :, :3] = x[:, :, :3]
+        y[:, 1:, 3:] = x[:, :-1, 3:] * 2
+        return m.b(y)
+
+    return Call(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 5))
+
+
+def moved() -> nn.Module:
+    """Layouts and statistics by their less common names."""
+
+    def forward(m, x):
+        x = m.a(x).movedim(2, 1).swapaxes(1, 2).tile(1, 1, 2)
+        variance, mean = torch.var_mean(x, -1, keepdim=True)
+        x = (x - mean) / variance
+        return m.b(torch.einsum("...nd,...md->...nm", x, x) @ torch.concatenate(torch.tensor_split(x, 3, -1), -1))
+
+    return Call(forward, a=nn.Linear(6, 8), b=nn.Linear(16, 5))
+
+
 def scan() -> nn.Module:
     """One linear for two parts of unequal width, and a rolled sequence (a step of a state-space layer)."""
 
@@ -314,6 +339,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "einsum": (einsum, SERIES),
     "weight_standardised": (weight_standardised, IMAGE),
     "scan": (scan, SERIES),
+    "written_in_place": (written_in_place, SERIES),
+    "moved": (moved, SERIES),
 }
 
 

@@ -158,6 +158,15 @@ def test_an_lstm_cut_by_hand():
     torch.testing.assert_close(small(x), narrow(x), rtol=1e-12, atol=1e-12)
 
 
+def test_parts_written_in_place_cut_by_hand():
+    graph, x = captured("written_in_place")
+    wide, kept = built("written_in_place")[0], [0, 2, 4, 5, 7]
+    small = cut(graph, {"a.weight:0": [0, 2], "a.weight:0/2": [1, 2, 4]})
+    y = F.linear(x, wide.a.weight[kept], wide.a.bias[kept])
+    y = torch.cat([y[..., :2], F.pad(y[:, :-1, 2:] * 2, (0, 0, 1, 0))], -1)
+    torch.testing.assert_close(small(x), F.linear(y, wide.b.weight[:, kept], wide.b.bias), rtol=1e-12, atol=1e-12)
+
+
 def test_a_cut_width_of_attention_keeps_the_scale():
     wide = Call(
         lambda m, x: m.o(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))),
