@@ -10,7 +10,8 @@ import pytest
 import trimtab
 from tests.report.sample import report
 from trimtab._version import VERSION
-from trimtab.cli import app, main, status
+from trimtab.cli import main, status
+from trimtab.cli.app import app
 from trimtab.cli.options import Wishes
 from trimtab.core.errors import ExportError, GoalNotMet, InputError
 from trimtab.pipeline.fit import Result

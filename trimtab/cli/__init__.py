@@ -7,29 +7,8 @@ import logging
 import sqlite3
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
-
-from trimtab._version import VERSION
-from trimtab.cli import files, machine, runs
-from trimtab.core.errors import TrimtabError
-
-app = typer.Typer(
-    help="Makes a trained network fit the hardware that it must run on.",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-for command in (
-    *(runs.fit, runs.compress, runs.apply),
-    *(files.choose, files.verify, files.report),
-    *(machine.profile, machine.targets, machine.probe, machine.doctor),
-):
-    app.command()(command)
+from trimtab.core.errors import InputError, TrimtabError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,12 +26,9 @@ def status(arguments: Sequence[str]) -> int:
     for name in ("torchao", "torch.utils._pytree"):  # they warn of CUDA kernels and names that we do not use
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        code = app(args=list(arguments), prog_name="trimtab", standalone_mode=False)
+        code = _run(arguments)
     except TrimtabError as error:
         return _said(str(error), error.exit_status)
-    except typer.TyperException as error:  # an unknown option, a missing argument
-        text = error.format_message() if hasattr(error, "format_message") else str(error)
-        return _said(f"{' '.join(text.split()).rstrip('.')}. See `trimtab --help`.", 2)
     except KeyboardInterrupt:
         code = 130
     except (OSError, sqlite3.OperationalError) as error:
@@ -64,6 +40,19 @@ def status(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _run(arguments: Sequence[str]) -> object:
+    """Parse and call; imported here, so that Ctrl-C is answered while it still loads."""
+    import typer
+
+    from trimtab.cli.app import app
+
+    try:
+        return app(args=list(arguments), prog_name="trimtab", standalone_mode=False)
+    except typer.TyperException as error:  # an unknown option, a missing argument
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        raise InputError(f"{' '.join(text.split()).rstrip('.')}. See `trimtab --help`.") from error
+
+
 def _said(line: str, code: int) -> int:
     print(f"trimtab: {line}", file=sys.stderr)
     return code
@@ -73,18 +62,3 @@ def _full(error: OSError | sqlite3.OperationalError) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return error.sqlite_errorcode == sqlite3.SQLITE_FULL
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"trimtab {VERSION}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Makes a trained network fit the hardware that it must run on."""
