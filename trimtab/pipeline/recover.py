@@ -136,7 +136,7 @@ def _aware(prepared: Prepared, trained: Plan, planned: Plan, seconds: float) -> 
     graph = apply_plan(prepared.graph, trained, prepared.context)
     fake = Quantise(skip=tuple(quantise[0].get("skip", ()))).prepare(graph, prepared.context)
     distil = training(fake, prepared.context, 1)
-    distil = replace(distil, lr=distil.lr / 10, seed=prepared.context.seed + 2)
+    distil = replace(distil, lr=distil.lr / 10, seed=prepared.context.seed + 2, precision="fp32")
     steps = steps_in(prepared, fake, distil, seconds, "quantisation-aware")
     settings = {k: v for k, v in step_of(replace(distil, steps=steps)).items() if k != "technique"}
     aware = extend(trained, {**quantise[0], "train": settings})

@@ -23,7 +23,7 @@ from trimtab.graph.model import Graph
 from trimtab.pipeline.allocate import Assignment, Factor
 from trimtab.pipeline.table import Layer, layers
 
-SHARES = (0.75, 0.5, 0.375, 0.25)
+SHARES = (0.75, 0.5, 0.25)
 """Of a width, to choose from."""
 
 COSTS = ("latency", "size", "macs")
@@ -103,7 +103,7 @@ def space_of(graph: Graph, context: Context) -> Space:
 
 
 def _thinned(axis: Axis) -> Axis:
-    """The whole width, and of the others those nearest to 3/4, 1/2, 3/8 and 1/4, largest first."""
+    """The whole width, and of the others those nearest to 3/4, 1/2 and 1/4, largest first."""
     size = max(axis.choices)
     less = [n for n in axis.choices if n < size]
     near = {min(less, key=lambda n: abs(n - share * size)) for share in SHARES} if less else set()
