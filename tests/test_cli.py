@@ -13,6 +13,7 @@ from trimtab._version import VERSION
 from trimtab.cli import main, status
 from trimtab.cli.app import app
 from trimtab.cli.options import Wishes
+from trimtab.cli.show import Bars
 from trimtab.core.errors import ExportError, GoalNotMet, InputError
 from trimtab.pipeline.fit import Result
 
@@ -300,3 +301,51 @@ def test_a_folder_that_is_a_verb_stays_one(first):
 def test_a_verb_refuses_an_unknown_setting():
     with pytest.raises(TypeError, match="ratio"):
         trimtab.compress(None, [], ratio=0.5)
+
+
+def test_progress_is_few_lines_on_stderr_without_a_terminal(capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with Bars() as bars:
+        for i in range(1000):
+            bars("train", i, 1000)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "train 0/1000\n")
+
+
+def test_progress_is_bars_with_the_time_left_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Bars() as bars:
+        for name in "abcdef":
+            for i in range(3):
+                bars(f"work {name}", i, 2)
+        bars("work a", 0, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.rpartition("work a")[2]
+    assert "0/2" in last
+    assert "left" in last
+
+
+@pytest.mark.slow
+def test_compress_then_verify_then_a_report_that_lies(here, capsys):
+    steps = ["--with", "prune(ratio=0.5)", "--with", "quantise(int8)"]
+    assert status(["compress", "small.py", *steps, "--out", "made"]) == 0
+    made = here / "made"
+    assert {"model.onnx", "model.trim.json", "plan.json", "report.json", "report.html"} <= {
+        p.name for p in made.iterdir()
+    }
+    assert [s["technique"] for s in json.loads((made / "plan.json").read_text())["steps"]] == ["Prune", "Quantise"]
+    assert status(["verify", "made", "--task", "small.py"]) == 0
+    written = json.loads((made / "report.json").read_text())
+    chosen = next(p for p in written["points"] if p["name"] == written["chosen"])
+    chosen["metrics"]["size"]["value"] = 10.0
+    (made / "report.json").write_text(json.dumps(written))
+    capsys.readouterr()
+    assert status(["verify", "made"]) == 1
+    out, err = capsys.readouterr()
+    assert "differs" in out
+    assert "differs from its report" in err
+    assert status(["choose", "made", "original"]) == 0
+    assert json.loads((made / "plan.json").read_text())["steps"] == []
+    capsys.readouterr()
+    assert "one of" in refused(capsys, "choose", "made", "nothing")

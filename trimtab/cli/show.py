@@ -10,12 +10,15 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 _EVERY = 5.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
+
+_SHOWN = 4
+"""Bars at a time: those that moved last."""
 
 
 class Bars:
@@ -28,14 +31,15 @@ class Bars:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=console,
             )
             if console.is_terminal
             else None
         )
         self._known: dict[str, Any] = {}
+        self._recent: list[str] = []
         self._said = -_EVERY
 
     def __enter__(self) -> Bars:
@@ -57,7 +61,11 @@ class Bars:
             self._bars.reset(self._known[what], total=total)
         if what not in self._known:
             self._known[what] = self._bars.add_task(what, total=total)
-        self._bars.update(self._known[what], completed=done, total=total)
+        self._bars.update(self._known[what], completed=done, total=total, visible=True)
+        self._recent = [what, *(w for w in self._recent if w != what)]
+        for old in self._recent[_SHOWN:]:
+            self._bars.update(self._known[old], visible=False)
+        del self._recent[_SHOWN:]
 
     def _line(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
