@@ -48,7 +48,9 @@ class _Scale:
 def front(report: Report) -> Safe | None:
     """Score against latency ratio, a mark for each network, its area the size on disk; None with fewer than two."""
     shown = [("original", "original", report.baseline)] if report.baseline else []
-    shown += [("control", "control", report.control)] if report.control else []
+    if report.control:  # the same network as the original, trained on: it lies at the original's speed and size
+        same = {n: m for n, m in report.baseline.items() if n in ("latency_ratio", "size")}
+        shown.append(("control", "control", {**same, **report.control}))
     shown += [
         (p.name, "chosen" if p.name == report.chosen else "point", p.metrics)
         for p in report.points
