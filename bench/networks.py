@@ -10,9 +10,10 @@ from torch import nn
 
 from bench.networks_own import OWN
 from bench.networks_sequence import SEQUENCE
+from bench.networks_signals import SIGNALS
 from bench.networks_vision import VISION
 
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {**OWN, **VISION, **SEQUENCE}
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {**OWN, **SIGNALS, **VISION, **SEQUENCE}
 
 
 def network(name: str, seed: int = 0) -> tuple[nn.Module, Any]:

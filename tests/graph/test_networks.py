@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench import coverage
+from bench import coverage_row as rows
 from bench.networks import NETWORKS, network
 from trimtab.graph.capture import capture
 from trimtab.graph.coupling import groups
@@ -34,23 +35,23 @@ QUICK = [
 @pytest.mark.parametrize("name", QUICK)
 def test_a_random_cut_obeys_the_law_and_trains(name):
     model, example = network(name, seed=1)
-    graph, inputs = set_mode(capture(model, example), False), coverage.flat(example)
+    graph, inputs = set_mode(capture(model, example), False), rows.flat(example)
     found = groups(graph)
-    keep = coverage.choose(found, seed=1)
-    assert coverage.share(graph, found, keep) >= coverage.SHARE
+    keep = rows.choose(found, seed=1)
+    assert rows.share(graph, found, keep) >= coverage.SHARE
     small = cut(graph, keep)
-    assert coverage.law(small, mask(graph, keep), inputs) <= 1e-5
+    assert rows.law(small, mask(graph, keep), inputs) <= 1e-5
     sizes = [sum(p.numel() for p in g.net.parameters()) for g in (graph, small)]
     assert sizes[1] < (0.9 if name == "bart" else 0.75) * sizes[0]  # bart's encoder width is an output
-    coverage.step(small, inputs, coverage.untouched(graph, inputs))
+    rows.step(small, inputs, rows.untouched(graph, inputs))
 
 
 def test_the_law_notices_a_wrong_mask():
     model, example = network("resnet_cifar")
-    graph, inputs = set_mode(capture(model, example), False), coverage.flat(example)
+    graph, inputs = set_mode(capture(model, example), False), rows.flat(example)
     found = groups(graph)
-    one, other = coverage.choose(found, seed=1), coverage.choose(found, seed=2)
-    assert coverage.law(cut(graph, one), mask(graph, other), inputs) > 1e-2
+    one, other = rows.choose(found, seed=1), rows.choose(found, seed=2)
+    assert rows.law(cut(graph, one), mask(graph, other), inputs) > 1e-2
 
 
 def test_the_bench_holds_at_least_forty_networks_that_are_not_constant():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from bench import coverage
+from bench import coverage_row as rows
 from bench.networks import settled
 from trimtab.graph.capture import capture
 from trimtab.graph.coupling import groups
@@ -88,5 +88,5 @@ def test_the_cut_weights_fit_the_smaller_network_and_give_the_same(case):
     model.tie_weights()
     with torch.no_grad():
         expected = [t for t in pytree.tree_leaves(model(**example)) if isinstance(t, torch.Tensor)]
-        found = coverage.tensors(left(*coverage.flat(example)))
-    assert coverage.difference([t.numpy() for t in found], [t.numpy() for t in expected]) < 1e-5
+        found = rows.tensors(left(*rows.flat(example)))
+    assert rows.difference([t.numpy() for t in found], [t.numpy() for t in expected]) < 1e-5
