@@ -21,6 +21,7 @@ class Trial:
         dropped: steps that did not pay on the target, one sentence each.
         error: what failed, at which stage; None for a trial that succeeded.
         stage: the stage of `fit` that it reached.
+        runtime: the one that the latency metrics are of.
         others: latency metrics in the other runtimes, by runtime.
     """
 
@@ -31,4 +32,5 @@ class Trial:
     dropped: tuple[str, ...] = ()
     error: str | None = None
     stage: str = ""
+    runtime: str | None = None
     others: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)

@@ -8,7 +8,8 @@ from typing import Any
 from trimtab.compress.plan import apply_plan
 from trimtab.core.metric import Metric
 from trimtab.core.plan import Plan
-from trimtab.pipeline.prepare import Prepared
+from trimtab.pipeline.prepare import Prepared, scored
+from trimtab.pipeline.race import drop
 from trimtab.train.evaluate import evaluate
 
 
@@ -26,15 +27,23 @@ def control_plan(plan: Plan) -> Plan:
     return Plan(tuple(steps))
 
 
-def train_control(prepared: Prepared, plan: Plan) -> dict[str, Metric]:
-    """Train the original by the training steps of a plan; gives its score on the data to prove on.
+def train_control(prepared: Prepared, plan: Plan) -> tuple[dict[str, Metric], Metric | None]:
+    """Train the original by the training steps of a plan.
 
-    Empty where the plan has no training, or the task no score or no data to prove on: then the
-    original is its own control.
+    Returns:
+        its score on the data to prove on as metrics, and its score on the data to choose on. Without
+        training in the plan, or without a score, there is none: the original is its own control.
     """
     alone = control_plan(plan)
     score = prepared.context.score
     if not alone.steps or score is None or not prepared.test:
-        return {}
+        return {}, None
     graph = apply_plan(prepared.graph, alone, prepared.context)
-    return {"score": evaluate(graph, prepared.test, score, split="test")}
+    return {"score": evaluate(graph, prepared.test, score, split="test")}, scored(prepared, graph)
+
+
+def better(original: Metric | None, control: Metric | None) -> Metric | None:
+    """The better score of the original and its control: what a drop counts from."""
+    if original is None or control is None:
+        return original
+    return original if drop(original, control) >= 0 else control

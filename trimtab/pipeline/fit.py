@@ -19,21 +19,18 @@ from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.core.trial import Trial
 from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
-from trimtab.pipeline.control import train_control
+from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
 from trimtab.pipeline.pays import correction, faster
 from trimtab.pipeline.points import Point, best, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
-from trimtab.pipeline.race import drop
 from trimtab.pipeline.record import Record, write_record
 from trimtab.pipeline.recover import recover
 from trimtab.pipeline.survey import Survey, survey
 from trimtab.search.front import front
 
-MEASURED = ("latency", "size", "macs", "params", "peak_memory")
-"""What can be minimised on this machine."""
 MIDDLE = 0.5
 """Share of the quantised original's cost at which the table is checked."""
 
@@ -102,10 +99,6 @@ def fit(
         InputError: something the user gave is wrong; nothing is lost.
     """
     chosen_goal = (goal or Goal()).check()
-    if chosen_goal.minimise not in MEASURED:
-        raise InputError(
-            "goal: minimise", got=chosen_goal.minimise, expected=f"one of {', '.join(MEASURED)} on this target"
-        )
     where = parse(target) if isinstance(target, str) else target
     folder = Path(out) if out is not None else Path("runs") / task.name
     prepared = prepare(task, where, chosen_goal, seed, None, progress)
@@ -194,7 +187,7 @@ def conclude(run: Run, points: Sequence[Point], control: bool, winner: Point | N
     """Choose on the validation data, prove on the test data, write, then train the control and write again."""
     prepared, goal = run.prepared, run.goal
     original = points[0]
-    winner = winner or _choose(points, goal, original)
+    winner = winner or _choose(points, goal, original.validate)
     points = _worth_proving(points, original, winner)
     # Longer than this gains little: the interval is then far below what machines drift by.
     proofs = prove(prepared, original, points, seconds=min(max(3600 * goal.hours / 200, 1.0), 8.0))
@@ -202,9 +195,12 @@ def conclude(run: Run, points: Sequence[Point], control: bool, winner: Point | N
     adopt(run.folder, winner.name)
     report = _write(run, points, proofs, winner, None)
     if control and prepared.context.train is not None:
-        trained = train_control(prepared, winner.plan)
+        test, validate = train_control(prepared, winner.plan)
         run.stage("control")
-        report = _write(run, points, proofs, winner, {**proofs["original"].metrics, **trained})
+        # What the control gained, the winner must have made good: the choice is made again with that.
+        winner = _choose(points, goal, better(original.validate, validate))
+        adopt(run.folder, winner.name)
+        report = _write(run, points, proofs, winner, {**proofs["original"].metrics, **test})
     return Result(run.folder, report, report["met"], report["binding"])
 
 
@@ -215,14 +211,18 @@ def _worth_proving(points: Sequence[Point], original: Point, winner: Point) -> l
     return [p for p in points if p.name in kept]
 
 
-def _choose(points: Sequence[Point], goal: Goal, original: Point) -> Point:
-    """The best of the points that keep the goal on the data to choose on, else the one that misses it least."""
-    reference = original.validate.value if original.validate else None
+def _choose(points: Sequence[Point], goal: Goal, against: Metric | None) -> Point:
+    """The best of the points that keep the goal on the data to choose on, else the one that misses it least.
+
+    Args:
+        points: to choose from.
+        goal: what must hold.
+        against: the score that a drop counts from, on the data to choose on.
+    """
 
     def missed(p: Point) -> float:
-        return goal.missed(
-            {**p.metrics, **p.clocked.metrics, **({"score": p.validate} if p.validate else {})}, reference
-        )
+        score = {"score": p.validate} if p.validate else {}
+        return goal.missed({**p.metrics, **p.clocked.metrics, **score}, against.value if against else None)
 
     found = best(list(points), goal.minimise, lambda p: missed(p) == 0)
     return found if found is not None else min(points, key=missed)
@@ -237,7 +237,7 @@ def _write(
         proof = proofs[p.name]
         trial = replace(p, clocked=proof.clocked).trial("prove", **proof.metrics)
         trials.append(trial)
-    reference = _reference(proofs["original"].metrics.get("score"), (control or {}).get("score"))
+    against = better(proofs["original"].metrics.get("score"), (control or {}).get("score"))
     won = next(t for t in trials if t.name == winner.name)
     record = Record(
         task=prepared.context.task.name,
@@ -249,17 +249,10 @@ def _write(
         chosen=winner.name,
         runtime=proofs[winner.name].clocked.runtime,
         trials=[*trials, *run.failed],
-        binding=run.goal.binding(won.metrics, reference),
+        binding=run.goal.binding(won.metrics, against.value if against else None),
         notes=(*prepared.notes, *run.notes),
         layers=layer_rows(prepared.graph, run.folder / "front" / winner.name),
         timeline=run.timeline,
     )
     write_study(run.folder, [*trials, *run.failed])
     return write_record(record, run.folder)
-
-
-def _reference(original: Metric | None, control: Metric | None) -> float | None:
-    """The better score of the original and its control: what a drop counts from."""
-    if original is None or control is None:
-        return original.value if original else None
-    return original.value if drop(original, control) >= 0 else control.value

@@ -45,7 +45,9 @@ class Point:
     def trial(self, stage: str, **more: Metric) -> Trial:
         """The point as a trial, with more metrics."""
         metrics = {**self.metrics, **self.clocked.metrics, **more}
-        return Trial(self.name, self.plan, metrics, FILES, self.dropped, None, stage, self.clocked.others)
+        return Trial(
+            self.name, self.plan, metrics, FILES, self.dropped, None, stage, self.clocked.runtime, self.clocked.others
+        )
 
 
 def point(prepared: Prepared, folder: Path, name: str, plan: Plan, baseline: Path | None = None) -> Point:

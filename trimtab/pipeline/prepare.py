@@ -24,6 +24,8 @@ from trimtab.graph.modes import set_mode
 from trimtab.train.data import checked, fingerprint, in_memory, pick, size, split, take
 from trimtab.train.evaluate import evaluate
 
+MEASURED = ("latency", "size", "macs", "params", "peak_memory")
+"""What can be minimised on this machine."""
 CALIBRATION = 512
 """Samples kept for ranges, statistics and sensitivities."""
 
@@ -57,6 +59,8 @@ def prepare(
         InputError: data, score or goal do not fit the model or each other.
     """
     goal.check()
+    if goal.minimise not in MEASURED:
+        raise InputError("goal: minimise", got=goal.minimise, expected=f"one of {', '.join(MEASURED)} on this target")
     deadline = time.monotonic() + 3600 * goal.hours
     progress("capture", 0, 1)
     graph = set_mode(capture(task.model, task.example), False)

@@ -77,6 +77,7 @@ class Record:
                     "files": list(t.files),
                     "metrics": _json(t.metrics),
                     "dropped": list(t.dropped),
+                    "runtime": t.runtime,
                     "other_runtimes": {name: _json(metrics) for name, metrics in t.others.items()},
                 }
                 for t in points
