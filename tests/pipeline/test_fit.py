@@ -84,7 +84,7 @@ def test_fit_killed_resumed_verified_and_replayed(task: Task, tmp_path: Path) ->
     assert chosen["metrics"]["size"]["value"] == size
     assert chosen["metrics"]["score"]["split"] == "test"
     assert report["control"] is not None
-    assert {"original", "int8"} <= {p["name"] for p in report["points"]}
+    assert "original" in {p["name"] for p in report["points"]}
     network = tt.load(tmp_path / "run")
     assert network(torch.zeros(3, 1, 8, 8)).shape == (3, 4)
 
@@ -95,8 +95,8 @@ def test_fit_killed_resumed_verified_and_replayed(task: Task, tmp_path: Path) ->
     replayed = apply_to(plan, task, out=tmp_path / "again")
     assert (replayed.folder / "model.onnx").read_bytes() == (tmp_path / "run" / "model.onnx").read_bytes()
 
-    choose(tmp_path / "run", "int8")
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["chosen"] == "int8"
+    choose(tmp_path / "run", "original")
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["chosen"] == "original"
 
 
 @pytest.mark.slow

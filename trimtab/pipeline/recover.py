@@ -58,8 +58,7 @@ def recover(
     failed += lost
     runners = _latest(first, second)
     power = exponent(first, second)
-    share = 1 - FIRST - SECOND - (AWARE if _integer(prepared) else 0)
-    left = share * seconds
+    left = _left(prepared, seconds)
     drops = [predict(r, _estimate(r, left, seconds, len(entries)), power) for r in runners]
     cost = goal.minimise if goal.minimise in ("latency", "size", "macs") else "latency"
     best = winner(runners, drops, goal.max_drop, cost)
@@ -95,9 +94,19 @@ def _entries(plans: Sequence[Candidate]) -> list[Candidate]:
 
 def _budget(prepared: Prepared) -> float:
     """Seconds of training that the run has, settled once."""
+    return float(settled(prepared, "budget", lambda: _for_training(prepared)))
+
+
+def _for_training(prepared: Prepared) -> float:
     left = max(prepared.context.seconds_left(), 1.0)
-    seconds = max(left - max(60.0, PROOF * left), 0.4 * left)
-    return float(settled(prepared, "budget", lambda: seconds))
+    return max(left - max(60.0, PROOF * left), 0.4 * left)
+
+
+def _left(prepared: Prepared, seconds: float) -> float:
+    """Seconds for recovery: what the race has left of the run, settled once; its share at least."""
+    aware = AWARE * seconds if _integer(prepared) else 0.0
+    share = seconds * (1 - FIRST - SECOND) - aware
+    return float(settled(prepared, "left", lambda: max(_for_training(prepared) - aware, share)))
 
 
 def _latest(first: Sequence[Runner], second: Sequence[Runner]) -> list[Runner]:
