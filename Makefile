@@ -24,6 +24,7 @@ check: $(READY)
 bench: $(READY)
 	$(PIP) --editable '.[dev,bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python bench/coverage.py
+	$(BIN)/python bench/main_job.py
 
 docs: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_docs.py

@@ -200,7 +200,8 @@ def conclude(run: Run, points: Sequence[Point], control: bool, winner: Point | N
         # What the control gained, the winner must have made good: the choice is made again with that.
         winner = _choose(points, goal, better(original.validate, validate))
         adopt(run.folder, winner.name)
-        report = _write(run, points, proofs, winner, {**proofs["original"].metrics, **test})
+        own = {name: m for name, m in proofs["original"].metrics.items() if name == "score"}
+        report = _write(run, points, proofs, winner, own | test)
     return Result(run.folder, report, report["met"], report["binding"])
 
 
