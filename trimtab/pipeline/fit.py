@@ -129,7 +129,7 @@ def _points(run: Run) -> list[Point]:
     if prepared.context.train is None:
         found += [p for p in (_tried(run, c.name, c.plan, original) for c in plans) if p is not None]
     else:
-        for name, plan, sentences in recover(prepared, plans, whole, original, run.goal, run.failed):
+        for name, plan, sentences in recover(prepared, plans, original, run.goal, run.failed):
             made = _tried(run, name, plan, original)
             if made is not None:
                 found.append(replace(made, dropped=(*made.dropped, *sentences)))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.compress.plan import apply_plan, step_of
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.goal import Goal
+from trimtab.core.metric import Metric
 from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
-from trimtab.pipeline.candidates import Candidate
+from trimtab.pipeline.candidates import Candidate, bounds_of
 from trimtab.pipeline.pays import paying
 from trimtab.pipeline.points import Point
 from trimtab.pipeline.prepare import Prepared, scored, settled
 from trimtab.pipeline.race import (
+    EXPONENT,
     Runner,
+    drop,
     exponent,
     extend,
     predict,
@@ -26,41 +29,56 @@ from trimtab.pipeline.race import (
     training,
     winner,
 )
+from trimtab.pipeline.space import COSTS
 
-ENTRIES = 4
-"""Candidates that enter the race."""
-FIRST, SECOND, AWARE = 0.16, 0.12, 0.14
-"""Shares of the training time: the first rung, the second, and quantisation-aware training; recovery has the rest."""
 PROOF = 0.10
 """Share of what is left of the run that is kept for proof, 60 s at least."""
+NOTICED = 0.1
+"""Quantisation that costs more than this share of the allowed drop is trained for."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the training time is spent; recovery has what is left.
+
+    Args:
+        entries: candidates that enter the race.
+        first: share of the first rung, for all together.
+        second: share of the second rung.
+        aware: share of quantisation-aware training, where quantisation costs something.
+    """
+
+    entries: int
+    first: float
+    second: float
+    aware: float = 0.14
+
+
+OPEN = Shares(entries=4, first=0.16, second=0.12)
+"""Nothing is said of the cost: the race finds how deep a cut can be made good."""
+BOUNDED = Shares(entries=2, first=0.08, second=0.0)
+"""The goal bounds what is minimised: the mildest plan within the bound, and one beyond it."""
 
 
 def recover(
-    prepared: Prepared, plans: Sequence[Candidate], whole: Point, original: Point, goal: Goal, failed: list[Trial]
+    prepared: Prepared, plans: Sequence[Candidate], original: Point, goal: Goal, failed: list[Trial]
 ) -> Iterator[tuple[str, Plan, tuple[str, ...]]]:
     """Train the candidates; gives `(name, plan, what did not pay)` of each that should become a point.
 
     The plans' last step quantises, as the candidate says. Trainings are stored when they are done,
     and step counts before they are used: a run that is started again goes on, with the same result.
     """
-    entries = _entries(plans)
+    shares = BOUNDED if goal.minimise in bounds_of(goal, dict.fromkeys(COSTS, 1.0)) else OPEN
+    entries = _entries(plans, shares.entries)
     if not entries or original.validate is None:
         return
-    seconds = _budget(prepared)
-    reference = original.validate
-    first, lost = rung(prepared, entries, FIRST * seconds / len(entries), reference, "1")
-    failed += lost
-    if not first:
+    seconds = float(settled(prepared, "budget", lambda: _for_training(prepared)))
+    runners, power = _race(prepared, entries, shares, seconds, original.validate, failed)
+    if not runners:
         return
-    better = sorted(first, key=lambda r: r.drop)[: max(len(first) // 2, 1)]
-    # the cheaper of two that are equally good may still be good enough: the halves are by cost among the good
-    second, lost = rung(prepared, better, SECOND * seconds / len(better), reference, "2")
-    failed += lost
-    runners = _latest(first, second)
-    power = exponent(first, second)
-    left = _left(prepared, seconds)
-    drops = [predict(r, _estimate(r, left, seconds, len(entries)), power) for r in runners]
-    cost = goal.minimise if goal.minimise in ("latency", "size", "macs") else "latency"
+    share = seconds * (1 - shares.first - shares.second - shares.aware)
+    drops = [predict(r, int(r.steps * share / (shares.first * seconds / len(entries))), power) for r in runners]
+    cost = goal.minimise if goal.minimise in COSTS else "latency"
     best = winner(runners, drops, goal.max_drop, cost)
     for runner in runners:
         if runner.candidate.name != best.candidate.name:
@@ -70,9 +88,47 @@ def recover(
         kept, sentences = _paying(prepared, best.candidate.plan, original)
         if sentences:  # the cut is undone: its training so far is for another network
             best = replace(best, plan=structural(kept))
+    aware = shares.aware * seconds if _costs(prepared, best, goal) else 0.0
+    left = float(settled(prepared, "left", lambda: max(_for_training(prepared) - aware, 0.5 * share)))
     trained = _train(prepared, best, left)
-    aware, sentence = _aware(prepared, trained, best.candidate.plan, AWARE * seconds)
-    yield best.candidate.name, aware, (*sentences, *sentence)
+    made, sentence = _quantised(prepared, trained, best.candidate.plan, aware)
+    yield best.candidate.name, made, (*sentences, *sentence)
+
+
+def _race(
+    prepared: Prepared,
+    entries: Sequence[Candidate],
+    shares: Shares,
+    seconds: float,
+    original: Metric,
+    failed: list[Trial],
+) -> tuple[list[Runner], float]:
+    """The candidates after their rungs, and how fast their drops shrink with steps."""
+    first, lost = rung(prepared, entries, shares.first * seconds / len(entries), original, "1")
+    failed += lost
+    if not shares.second or len(first) < 3:
+        return first, EXPONENT
+    half = sorted(first, key=lambda r: r.drop)[: len(first) // 2]
+    second, lost = rung(prepared, half, shares.second * seconds / len(half), original, "2")
+    failed += lost
+    later = {r.candidate.name: r for r in second}
+    return [later.get(r.candidate.name, r) for r in first], exponent(first, second)
+
+
+def _costs(prepared: Prepared, runner: Runner, goal: Goal) -> bool:
+    """Whether quantising costs enough of the allowed drop to be worth training for; settled on the raced network."""
+    quantise = _quantise(runner.candidate.plan)
+    if not quantise:
+        return False
+
+    def lost() -> float:
+        plain, integer = (
+            scored(prepared, apply_plan(prepared.graph, plan, prepared.context))
+            for plan in (runner.plan, extend(runner.plan, *quantise))
+        )
+        return drop(plain, integer) if plain is not None and integer is not None else 0.0
+
+    return bool(settled(prepared, "quantising costs", lost) > NOTICED * (goal.max_drop or 0.0))
 
 
 def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tuple[str, ...]]:
@@ -84,41 +140,17 @@ def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tupl
     return Plan.of_json(found["plan"]), tuple(found["sentences"])
 
 
-def _entries(plans: Sequence[Candidate]) -> list[Candidate]:
-    """Plans with a cut, evenly over the budgets, at most ENTRIES."""
+def _entries(plans: Sequence[Candidate], most: int) -> list[Candidate]:
+    """Plans with a cut, at most so many: from the mildest where that is what the bounds ask for, else from the next."""
     cut = [c for c in plans if structural(c.plan).steps]
-    if len(cut) <= ENTRIES:
-        return cut
-    return [cut[1 + k] for k in range(ENTRIES)]
-
-
-def _budget(prepared: Prepared) -> float:
-    """Seconds of training that the run has, settled once."""
-    return float(settled(prepared, "budget", lambda: _for_training(prepared)))
+    start = 1 if most == OPEN.entries and len(cut) > most else 0
+    return cut[start : start + most]
 
 
 def _for_training(prepared: Prepared) -> float:
+    """Seconds of the run that training may use from now on."""
     left = max(prepared.context.seconds_left(), 1.0)
     return max(left - max(60.0, PROOF * left), 0.4 * left)
-
-
-def _left(prepared: Prepared, seconds: float) -> float:
-    """Seconds for recovery: what the race has left of the run, settled once; its share at least."""
-    aware = AWARE * seconds if _integer(prepared) else 0.0
-    share = seconds * (1 - FIRST - SECOND) - aware
-    return float(settled(prepared, "left", lambda: max(_for_training(prepared) - aware, share)))
-
-
-def _latest(first: Sequence[Runner], second: Sequence[Runner]) -> list[Runner]:
-    later = {r.candidate.name: r for r in second}
-    return [later.get(r.candidate.name, r) for r in first]
-
-
-def _estimate(runner: Runner, left: float, seconds: float, entries: int) -> int:
-    """Steps that a runner would have in the time left, at the pace it has had."""
-    had = FIRST * seconds / entries if runner.plan.steps[-1].get("steps") == runner.steps else None
-    pace = runner.steps / (had if had else FIRST * seconds / entries + SECOND * seconds / max(entries // 2, 1))
-    return int(pace * left)
 
 
 def _train(prepared: Prepared, runner: Runner, seconds: float) -> Plan:
@@ -128,20 +160,16 @@ def _train(prepared: Prepared, runner: Runner, seconds: float) -> Plan:
     return extend(runner.plan, step_of(replace(distil, steps=steps, seed=prepared.context.seed + 1)))
 
 
-def _integer(prepared: Prepared) -> bool:
-    return prepared.context.target.precision == "int8"
-
-
 def _quantise(plan: Plan) -> list[dict[str, Any]]:
     return [dict(s) for s in plan.steps if s["technique"] == "Quantise"]
 
 
-def _aware(prepared: Prepared, trained: Plan, planned: Plan, seconds: float) -> tuple[Plan, tuple[str, ...]]:
-    """The trained plan quantised: with training if that scores better on the validation data."""
+def _quantised(prepared: Prepared, trained: Plan, planned: Plan, seconds: float) -> tuple[Plan, tuple[str, ...]]:
+    """The trained plan quantised: with training, where there is time for it and it scores better."""
     quantise = _quantise(planned)
-    if not quantise:
-        return trained, ()
     after = extend(trained, *quantise)
+    if not quantise or seconds <= 0:
+        return after, ()
     graph = apply_plan(prepared.graph, trained, prepared.context)
     fake = Quantise(skip=tuple(quantise[0].get("skip", ()))).prepare(graph, prepared.context)
     distil = training(fake, prepared.context, 1)
@@ -153,7 +181,7 @@ def _aware(prepared: Prepared, trained: Plan, planned: Plan, seconds: float) -> 
     learnt = scored(prepared, apply_plan(prepared.graph, aware, prepared.context))
     if plain is None or learnt is None:
         return after, ()
-    gained = (learnt.value - plain.value) * (1 if plain.direction == "up" else -1)
+    gained = drop(learnt, plain)
     if gained > 0:
         return aware, ()
     return after, (f"Quantisation-aware training of {steps} steps did not raise the score ({gained:+.4f}): dropped.",)
