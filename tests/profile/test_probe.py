@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import pytest
@@ -6,9 +7,10 @@ from trimtab.core.errors import InputError
 from trimtab.core.metric import Metric
 from trimtab.hardware.machine import machine
 from trimtab.hardware.roofline import Ceilings, Level
-from trimtab.profile import probe as module
 from trimtab.profile.probe import kept_at, probe
 from trimtab.profile.workloads import convolution
+
+module = importlib.import_module("trimtab.profile.probe")
 
 
 def fixed(rate=1e9):
