@@ -3,7 +3,7 @@
     python bench/main_job.py [--only ROW ...] [--seeds N] [--hours H] [--runs FOLDER]
 
 Each row is one run of `trimtab fit`; a run that was interrupted goes on when the bench is started again.
-The table goes to bench/results/main_job.md with the machine's description.
+The table goes to bench/results/main_job.md with the machine's description, and its chart to main_job.svg.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def line(row: str, seed: int, folder: Path) -> dict[str, Any]:
         "control": control["value"] if control else None,
         "score": metrics["score"]["value"],
         "drop": reference - metrics["score"]["value"],
+        "latency": (report["baseline"]["metrics"]["latency"]["value"], metrics["latency"]["value"]),
+        "bytes": (report["baseline"]["metrics"]["size"]["value"], metrics["size"]["value"]),
         "ratio": metrics["latency_ratio"],
         "runtime": report["runtime"],
         "others": others,
@@ -132,7 +134,34 @@ def write(rows: list[dict[str, Any]]) -> None:
     out = ROOT / "bench" / "results" / "main_job.md"
     out.parent.mkdir(exist_ok=True)
     out.write_text("\n".join(text) + "\n", encoding="utf-8")
+    out.with_suffix(".svg").write_text(chart(rows), encoding="utf-8")
     print("\n".join(text))
+
+
+def chart(rows: list[dict[str, Any]]) -> str:
+    """Bars of latency and size, the original against the chosen network, as SVG."""
+    left, wide, step = 150, 330, 74
+    bars, y = [], 52
+    for r in rows:
+        bars.append(f'<text x="10" y="{y + 26}" class="name">{r["row"].split(",")[0]}</text>')
+        bars.append(f'<text x="10" y="{y + 42}" class="small">{-100 * r["drop"]:+.2f} points</text>')
+        for x, pair, unit, scale in ((left, r["latency"], "ms", 1e3), (left + wide + 60, r["bytes"], "MB", 1e-6)):
+            for k, value in enumerate(pair):
+                width = wide * 0.62 * value / pair[0]
+                top, kind = y + 6 + 24 * k, ("old", "new")[k]
+                text = f"{value * scale:.2f} {unit}" + (f", {pair[0] / value:.1f}x" if k else "")
+                bars.append(f'<rect x="{x}" y="{top}" width="{width:.1f}" height="18" rx="3" class="{kind}"/>')
+                bars.append(f'<text x="{x + width + 8:.1f}" y="{top + 14}" class="small">{text}</text>')
+        y += step
+    style = (
+        "text{font:14px system-ui,sans-serif;fill:#57606a}.name{font-weight:600}.small{font-size:12px}"
+        ".old{fill:#afb8c1}.new{fill:#0a8f7f}"
+    )
+    heads = (
+        f'<text x="{left}" y="30">latency, batch 1, one thread</text><text x="{left + wide + 60}" y="30">size</text>'
+    )
+    inner = "".join(bars)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {y}"><style>{style}</style>{heads}{inner}</svg>\n'
 
 
 if __name__ == "__main__":

@@ -443,3 +443,17 @@ def test_copies_are_apart():
         other.net.get_parameter("weight").zero_()
     assert isinstance(other, Graph)
     assert graph.net.get_parameter("weight").abs().sum() > 0
+
+
+def test_a_tuple_of_outputs_unpacks_as_the_user_wrote_it():
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return x + 1, x * 2
+
+    graph = capture(Two(), torch.ones(2, 3))
+    a, b = graph(torch.ones(4, 3))
+    assert torch.equal(a, torch.full((4, 3), 2.0))
+    assert torch.equal(b, torch.full((4, 3), 2.0))
+    found = graph(torch.ones(4, 3))
+    assert torch.equal(found[1], b)
+    assert set(found.keys()) == set(dict(found)) == {"0", "1"}

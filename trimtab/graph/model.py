@@ -37,7 +37,14 @@ class TensorSpec:
 
 
 class Outputs(dict[str, torch.Tensor]):
-    """A network's outputs by name (`out["logits"]`), attribute (`out.logits`) or index (`out[0]`)."""
+    """A network's outputs by name (`out["logits"]`), attribute (`out.logits`) or index (`out[0]`).
+
+    Those of a network that returns a plain tuple unpack as it does: `a, b = out`.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        positional = list(self.keys()) == [str(i) for i in range(len(self))]
+        return iter(self.values()) if positional else super().__iter__()
 
     def __getitem__(self, key: str | int) -> torch.Tensor:
         return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)

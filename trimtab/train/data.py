@@ -199,7 +199,7 @@ def join(values: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(values)) if first.ndim else first
     if isinstance(first, Mapping):
-        return _mapping(first, {k: join([v[k] for v in values]) for k in first})
+        return _mapping(first, {k: join([v[k] for v in values]) for k in dict(first)})
     if isinstance(first, list) and next(tensors(first), None) is None:
         return list(itertools.chain.from_iterable(values))
     if isinstance(first, (tuple, list)):
