@@ -13,8 +13,8 @@ from trimtab.pipeline.space import COSTS, Space
 
 BUDGETS = (0.8, 0.66, 0.55, 0.46, 0.38, 0.31, 0.25)
 """Shares of the quantised original's cost that plans are made for."""
-_MARGIN = 0.96
-"""A bound is allocated with this share of it: a table predicts, the clock decides."""
+_MARGIN = 0.98
+"""A bound is allocated with this share of it: the table was 2 % off where it was checked on ResNet-20."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ from trimtab.pipeline.space import COSTS
 
 PROOF = 0.10
 """Share of what is left of the run that is kept for proof, 60 s at least."""
+APART = 0.95
+"""A candidate enters if it is predicted to cost at most this share of the one before it."""
 NOTICED = 0.1
 """Quantisation that costs more than this share of the allowed drop is trained for."""
 
@@ -69,7 +71,8 @@ def recover(
     and step counts before they are used: a run that is started again goes on, with the same result.
     """
     shares = BOUNDED if goal.minimise in bounds_of(goal, dict.fromkeys(COSTS, 1.0)) else OPEN
-    entries = _entries(plans, shares.entries)
+    cost = goal.minimise if goal.minimise in COSTS else "latency"
+    entries = _entries(plans, shares.entries, cost)
     if not entries or original.validate is None:
         return
     seconds = float(settled(prepared, "budget", lambda: _for_training(prepared)))
@@ -78,7 +81,6 @@ def recover(
         return
     share = seconds * (1 - shares.first - shares.second - shares.aware)
     drops = [predict(r, int(r.steps * share / (shares.first * seconds / len(entries))), power) for r in runners]
-    cost = goal.minimise if goal.minimise in COSTS else "latency"
     best = winner(runners, drops, goal.max_drop, cost)
     for runner in runners:
         if runner.candidate.name != best.candidate.name:
@@ -140,9 +142,12 @@ def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tupl
     return Plan.of_json(found["plan"]), tuple(found["sentences"])
 
 
-def _entries(plans: Sequence[Candidate], most: int) -> list[Candidate]:
+def _entries(plans: Sequence[Candidate], most: int, cost: str) -> list[Candidate]:
     """Plans with a cut, at most so many: from the mildest where that is what the bounds ask for, else from the next."""
-    cut = [c for c in plans if structural(c.plan).steps]
+    cut: list[Candidate] = []
+    for plan in plans:
+        if structural(plan.plan).steps and (not cut or plan.predicted[cost] < APART * cut[-1].predicted[cost]):
+            cut.append(plan)
     start = 1 if most == OPEN.entries and len(cut) > most else 0
     return cut[start : start + most]
 
