@@ -34,7 +34,7 @@ def choose(folder: Path, name: str) -> None:
     adopt(folder, name)
     against = better(first, control)
     binding = goal.binding(metrics, against.value if against else None)
-    layers = layer_rows(load(folder / "front" / "original"), folder / "front" / name)
+    layers = layer_rows(load(folder / "front" / "original"), load(folder / "front" / name))
     changed = {"chosen": name, "met": binding is None, "binding": binding, "layers": layers}
     write_json(folder / "report.json", {**report, **changed, "runtime": entry.get("runtime", report.get("runtime"))})
 

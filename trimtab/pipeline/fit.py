@@ -18,6 +18,7 @@ from trimtab.core.plan import Plan
 from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.core.trial import Trial
+from trimtab.graph.save import load
 from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
 from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
@@ -240,6 +241,7 @@ def _write(
         trials.append(trial)
     against = better(proofs["original"].metrics.get("score"), (control or {}).get("score"))
     won = next(t for t in trials if t.name == winner.name)
+    made = load(run.folder / "front" / winner.name)
     record = Record(
         task=prepared.context.task.name,
         target=prepared.context.target,
@@ -251,8 +253,8 @@ def _write(
         runtime=proofs[winner.name].clocked.runtime,
         trials=[*trials, *run.failed],
         binding=run.goal.binding(won.metrics, against.value if against else None),
-        notes=(*prepared.notes, *run.notes),
-        layers=layer_rows(prepared.graph, run.folder / "front" / winner.name),
+        notes=tuple(dict.fromkeys((*prepared.notes, *made.notes, *run.notes))),
+        layers=layer_rows(prepared.graph, made),
         timeline=run.timeline,
     )
     write_study(run.folder, [*trials, *run.failed])

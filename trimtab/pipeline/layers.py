@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from trimtab.graph.model import Graph
-from trimtab.graph.save import load
 
 
-def layer_rows(original: Graph, folder: Path) -> list[dict[str, Any]]:
-    """For each weight matrix or kernel of the original: its shape, its shape in a saved network, its precision.
+def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
+    """For each weight matrix or kernel of the original: its shape, its shape in what was made of it, its precision.
 
     A layer that was removed has no shape after.
     """
-    after = load(folder).tensors()
+    after = made.tensors()
     rows = []
     for name, tensor in original.net.named_parameters():
         if tensor.ndim < 2:
