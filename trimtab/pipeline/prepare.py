@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -163,8 +163,3 @@ def _flat(value: Any) -> list[Tensor]:
     if isinstance(value, Mapping):
         return [t for v in value.values() for t in _flat(v)]
     return [t for v in value for t in _flat(v)] if isinstance(value, (tuple, list)) else []
-
-
-def with_deadline(prepared: Prepared, seconds: float) -> Prepared:
-    """The same with another deadline, seconds from now."""
-    return replace(prepared, context=replace(prepared.context, deadline=time.monotonic() + seconds))

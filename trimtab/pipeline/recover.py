@@ -80,7 +80,7 @@ def recover(
     if not runners:
         return
     share = seconds * (1 - shares.first - shares.second - shares.aware)
-    drops = [predict(r, int(r.steps * share / (shares.first * seconds / len(entries))), power) for r in runners]
+    drops = [predict(r, int(r.steps * share / _had(r, shares, seconds, len(entries))), power) for r in runners]
     best = winner(runners, drops, goal.max_drop, cost)
     for runner in runners:
         if runner.candidate.name != best.candidate.name:
@@ -95,6 +95,13 @@ def recover(
     trained = _train(prepared, best, left)
     made, sentence = _quantised(prepared, trained, best.candidate.plan, aware)
     yield best.candidate.name, made, (*sentences, *sentence)
+
+
+def _had(runner: Runner, shares: Shares, seconds: float, entries: int) -> float:
+    """Seconds of training that a runner has had: one rung, or both."""
+    rungs = sum(s["technique"] == "Distil" for s in runner.plan.steps)
+    both = shares.second * seconds / max(entries // 2, 1) if rungs > 1 else 0.0
+    return shares.first * seconds / entries + both
 
 
 def _race(
