@@ -50,12 +50,20 @@ def test_wrong_goals(goal: Goal, says: str) -> None:
 
 
 def test_targets_read_back_what_they_are_called() -> None:
-    for text in ("cpu", "onnxruntime", "openvino:batch=8,threads=2", "cpu:precision=fp32"):
+    for text in (
+        "cpu",
+        "onnxruntime",
+        "openvino:batch=8,threads=2",
+        "cpu:precision=fp32",
+        "http://board:7070:batch=2",
+        "./board.toml",
+        "ethos-u55-128",
+    ):
         assert parse(text).name == text
     assert parse("cpu:threads=2") == Target(threads=2)
 
 
-@pytest.mark.parametrize("text", ["toaster", "cpu:batch=0", "cpu:threads=x", "cpu:clock=3", "cpu:precision=int3"])
+@pytest.mark.parametrize("text", ["a toaster", "cpu:batch=0", "cpu:threads=x", "cpu:clock=3", "cpu:precision=int3"])
 def test_unknown_targets(text: str) -> None:
     with pytest.raises(InputError, match="expected"):
         parse(text)

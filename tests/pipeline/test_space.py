@@ -31,7 +31,7 @@ def made() -> tuple[Graph, Context, Space]:
 
 def test_macs_of_a_point_are_those_of_its_network(made: tuple[Graph, Context, Space]) -> None:
     graph, context, space = made
-    seconds = {(layer, p): 1.0 for layer in shapes(space) for p in ("fp32", "int8")}
+    seconds = {(layer, p): {"latency": 1.0} for layer in shapes(space) for p in ("fp32", "int8")}
     costs = factors(space, seconds, Rest())
     source = random.Random(0)
     for _ in range(12):

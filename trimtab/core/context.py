@@ -26,6 +26,7 @@ class Context:
     Args:
         task: as the user brought it.
         target: what it must run on.
+        support: what that runs in integers (a `run.fusable.IntegerSupport`); None for what every runtime here does.
         teacher: the captured original (a trimtab Graph), for distillation and agreement.
         calibrate: a few batches of inputs, in memory; empty for a data-free task.
         validate: batches to choose on, in memory; empty if the task has none.
@@ -39,6 +40,7 @@ class Context:
 
     task: Task
     target: Target = field(default_factory=Target)
+    support: Any = None
     teacher: Any = None
     calibrate: tuple[Batch, ...] = ()
     validate: tuple[Batch, ...] = ()

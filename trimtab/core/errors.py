@@ -66,6 +66,10 @@ class NotInteger(ExportError):
     """A quantised layer would run in floating point on this runtime."""
 
 
+class NotRunnable(ExportError):
+    """A device cannot run the artifact: an operator it lacks, or more memory than it has."""
+
+
 class GoalNotMet(TrimtabError):
     """No network found meets the goal; the nearest front was saved. Exit status 3."""
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from trimtab.core.errors import InputError
+
+RUNTIMES = ("onnxruntime", "openvino", "executorch", "inductor")
+"""Runtimes of this machine's processor, each a target by its own name."""
+_SETTINGS = ("batch", "threads", "precision")
+_NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
+_TEXT = re.compile(r"(?P<what>.+?)(?::(?P<settings>[a-z]+=[^:/]*))?")
 
 
 @dataclass(frozen=True)
@@ -12,8 +19,9 @@ class Target:
     """What it must run on.
 
     Args:
-        device: `cpu` is this machine's processor.
-        runtime: `onnxruntime`, `openvino`, or None for the fastest one installed.
+        device: `cpu` is this machine's processor; the name of another device; the address of a machine that
+            measures for us (`http://board:7070`); or a file that describes a device (`./board.toml`).
+        runtime: of this machine's processor, one of `RUNTIMES`; None for the fastest of those that `cpu` tries.
         batch: batch size that latency is for.
         threads: threads that latency is for.
         precision: `int8` or `fp32`: the lowest precision that may be used.
@@ -32,16 +40,19 @@ class Target:
         return ":".join([self.runtime or self.device, *([",".join(parts)] if parts else [])])
 
 
-_SETTINGS = ("batch", "threads", "precision")
-RUNTIMES = ("onnxruntime", "openvino")
-
-
 def parse(text: str) -> Target:
-    """Read `cpu`, `onnxruntime`, `openvino`, each with settings: `openvino:batch=8,threads=2`."""
-    name, _, rest = text.partition(":")
-    if name != "cpu" and name not in RUNTIMES:
+    """Read a target with its settings: `cpu`, `openvino:batch=8,threads=2`, `ethos-u55-128`, `http://board:7070`.
+
+    Whether there is such a device is for `pipeline.devices.device_of` to say.
+    """
+    match = _TEXT.fullmatch(text)
+    name, rest = (match["what"], match["settings"] or "") if match else (text, "")
+    if not (name.startswith(("http://", "https://")) or name.endswith(".toml") or _NAME.fullmatch(name)):
         raise InputError(
-            "target", got=repr(text), expected=f"one of cpu, {', '.join(RUNTIMES)}", do="See `trimtab targets`."
+            "target",
+            got=repr(text),
+            expected="a device such as cpu or ethos-u55-128, an http:// address or a .toml file",
+            do="See `trimtab targets`.",
         )
     settings: dict[str, int | str] = {}
     for part in filter(None, rest.split(",")):
@@ -56,4 +67,5 @@ def parse(text: str) -> Target:
             settings[key] = int(value)
         else:
             raise InputError(f"target: {key}", got=repr(value), expected="a whole number above 0")
-    return Target(runtime=None if name == "cpu" else name, **settings)  # type: ignore[arg-type]
+    own = name in RUNTIMES
+    return Target("cpu" if own else name, name if own else None, **settings)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.pipeline.fit import Result, Run, conclude
 from trimtab.pipeline.folder import claim
-from trimtab.pipeline.points import point
+from trimtab.pipeline.points import originals, point
 from trimtab.pipeline.prepare import prepare, weights
 
 
@@ -81,10 +81,10 @@ def _made(
     store = claim(folder, identity)
     prepared = replace(prepared, context=replace(prepared.context, store=store))
     run = Run(prepared, goal, folder)
-    original = point(prepared, folder, "original", Plan())
-    made = point(prepared, folder, "compressed", chosen, original.file)
+    known = originals(prepared, folder)
+    made = point(prepared, folder, "compressed", chosen, known[0])
     run.stage("compress")
-    return conclude(run, [original, made], control=False, winner=made)
+    return conclude(run, [*known, made], control=False, winner=made)
 
 
 def _resolved(graph, steps, context) -> Plan:  # type: ignore[no-untyped-def]

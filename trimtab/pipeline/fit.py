@@ -24,7 +24,7 @@ from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
 from trimtab.pipeline.pays import correction, faster
-from trimtab.pipeline.points import Point, best, point
+from trimtab.pipeline.points import Point, best, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
 from trimtab.pipeline.record import Record, write_record
@@ -115,9 +115,10 @@ def fit(
 def _points(run: Run) -> list[Point]:
     """The original, the quantised original, and what search and training make of it."""
     prepared = run.prepared
-    original = point(prepared, run.folder, "original", Plan())
-    whole = _quantised(run, original)
-    found = [original] + ([whole] if whole is not original else [])
+    found = originals(prepared, run.folder)
+    original = found[0]
+    whole = found[-1] if len(found) > 1 else _quantised(run, original)
+    found += [whole] if whole not in found else []
     run.stage("baseline")
     if original.validate is None or not prepared.context.calibrate:
         # Nothing could tell a good cut from a bad one.
@@ -178,7 +179,7 @@ def _quantised(run: Run, original: Point) -> Point:
 def _tried(run: Run, name: str, plan: Plan, original: Point) -> Point | None:
     """A point, or None with a failed trial on record."""
     try:
-        return point(run.prepared, run.folder, name, plan, original.file)
+        return point(run.prepared, run.folder, name, plan, original)
     except (RuntimeError, InputError) as error:  # one network that breaks must not end the run
         run.failed.append(Trial(name, plan, error=f"{type(error).__name__}: {error}", stage="build"))
         return None
@@ -226,8 +227,9 @@ def _choose(points: Sequence[Point], goal: Goal, against: Metric | None) -> Poin
         score = {"score": p.validate} if p.validate else {}
         return goal.missed({**p.metrics, **p.clocked.metrics, **score}, against.value if against else None)
 
-    found = best(list(points), goal.minimise, lambda p: missed(p) == 0)
-    return found if found is not None else min(points, key=missed)
+    can_run = [p for p in points if p.reference == p.file or p.name != "original"]
+    found = best(can_run, goal.minimise, lambda p: missed(p) == 0)
+    return found if found is not None else min(can_run, key=missed)
 
 
 def _write(

@@ -9,9 +9,10 @@ from trimtab.compress.plan import apply_plan
 from trimtab.core.metric import show
 from trimtab.core.plan import Plan
 from trimtab.pipeline.candidates import Candidate
-from trimtab.pipeline.deploy import Clocked, clock, example_inputs, size_of, write_point
+from trimtab.pipeline.deploy import example_inputs, size_of, write_point
 from trimtab.pipeline.points import Point, without
 from trimtab.pipeline.prepare import Prepared
+from trimtab.run.device import Clocked
 
 
 def faster(a: Clocked, b: Clocked) -> bool:
@@ -63,8 +64,9 @@ def correction(prepared: Prepared, candidate: Candidate, original: Point) -> dic
     target = prepared.context.target
     with tempfile.TemporaryDirectory() as folder:
         file = write_point(graph, candidate.plan, Path(folder))
-        timed = clock(original.file, {"": file}, target, example_inputs(graph, target.batch), 3.0)[""]
-        measured = {"latency": timed.metrics["latency"].value, "size": size_of(file).value}
+        inputs = example_inputs(graph, target.batch)
+        timed = prepared.device.clock(original.reference, {"": file}, target, inputs, 3.0)[""]
+        measured = {"latency": timed.metrics["latency"].value, "size": size_of(prepared.device, file).value}
     return {name: value / candidate.predicted[name] for name, value in measured.items()}
 
 
@@ -73,4 +75,5 @@ def _timed(prepared: Prepared, plan: Plan, original: Point) -> Clocked:
     target = prepared.context.target
     with tempfile.TemporaryDirectory() as folder:
         file = write_point(graph, plan, Path(folder))
-        return clock(original.file, {"": file}, target, example_inputs(graph, target.batch), 1.5)[""]
+        inputs = example_inputs(graph, target.batch)
+        return prepared.device.clock(original.reference, {"": file}, target, inputs, 1.5)[""]

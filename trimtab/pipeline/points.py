@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.compress.plan import apply_plan
+from trimtab.compress.plan import apply_plan, step_of
+from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.metric import Metric, metric
 from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
 from trimtab.graph.count import total
 from trimtab.graph.model import Graph
-from trimtab.pipeline.deploy import FILES, MODEL, Clocked, clock, example_inputs, size_of, write_point
+from trimtab.pipeline.deploy import FILES, computes, example_inputs, onnx_size, size_of, write_point
 from trimtab.pipeline.folder import finished
 from trimtab.pipeline.prepare import Prepared
-from trimtab.run.integer import require_integer
+from trimtab.run.device import MODEL, Clocked
 from trimtab.run.score import score_of
 
 
@@ -31,6 +32,7 @@ class Point:
         clocked: its latency.
         metrics: everything else, without a score of data to prove on.
         validate: its score on the data to choose on; None without.
+        reference: the file that latency ratios count from, the original's, in int8 where the device has nothing else.
         dropped: steps that did not pay, one sentence each.
     """
 
@@ -40,17 +42,28 @@ class Point:
     clocked: Clocked
     metrics: Mapping[str, Metric]
     validate: Metric | None
+    reference: Path
     dropped: tuple[str, ...] = ()
 
     def trial(self, stage: str, **more: Metric) -> Trial:
         """The point as a trial, with more metrics."""
-        metrics = {**self.metrics, **self.clocked.metrics, **more}
-        return Trial(
-            self.name, self.plan, metrics, FILES, self.dropped, None, stage, self.clocked.runtime, self.clocked.others
-        )
+        clocked = self.clocked
+        metrics = {**self.metrics, **clocked.metrics, **more}
+        kept = (*FILES, *sorted(p.name for p in self.file.parent.iterdir() if p.name not in FILES))
+        return Trial(self.name, self.plan, metrics, kept, self.dropped, None, stage, clocked.runtime, clocked.others)
+
+    @property
+    def integer(self) -> bool:
+        """Whether it is quantised."""
+        return is_integer(self.plan)
 
 
-def point(prepared: Prepared, folder: Path, name: str, plan: Plan, baseline: Path | None = None) -> Point:
+def is_integer(plan: Plan) -> bool:
+    """Whether a plan quantises."""
+    return any(s["technique"] == "Quantise" for s in plan.steps)
+
+
+def point(prepared: Prepared, folder: Path, name: str, plan: Plan, original: Point | None = None) -> Point:
     """Carry out a plan, write its files, and measure them.
 
     Args:
@@ -58,10 +71,11 @@ def point(prepared: Prepared, folder: Path, name: str, plan: Plan, baseline: Pat
         folder: of the run; the point's own is `front/<name>` in it.
         name: of the point.
         plan: its steps; finished trainings come from the store.
-        baseline: the original's file; None if this is it.
+        original: the original; None if this is it.
 
     Raises:
         NotInteger: a layer that was quantised would run in floating point.
+        NotRunnable: the device cannot run it.
         ExportError: the file does not agree with the network.
     """
     own = folder / "front" / name
@@ -69,23 +83,36 @@ def point(prepared: Prepared, folder: Path, name: str, plan: Plan, baseline: Pat
     if not finished(own, plan):
         write_point(graph, plan, own)
     file = own / MODEL
-    target = prepared.context.target
-    timed = clock(baseline or file, {name: file}, target, example_inputs(graph, target.batch))[name]
-    if any(s["technique"] == "Quantise" for s in plan.steps):
-        require_integer(file, timed.runtime)
-    size = size_of(file)
+    device, target = prepared.device, prepared.context.target
+    timed = Clocked(device.name, {})
+    reference = original.reference if original is not None and original.clocked.metrics else file
+    if is_integer(plan) or "fp32" in device.precisions:
+        inputs = example_inputs(graph, target.batch)
+        timed = device.clock(reference, {name: file}, target, inputs)[name]
+    if is_integer(plan):
+        device.check(file, timed.runtime)
+    size = size_of(device, file) if timed.metrics else onnx_size(file)
     metrics = {"size": size, **_counted(graph, target.batch)}
-    if baseline is not None:
-        ratio = size_of(baseline).value / size.value
+    if original is not None:
+        ratio = onnx_size(original.file).value / size.value
         metrics["size_ratio"] = metric("size_ratio", ratio, "measured", n=1, how="of bytes on disk")
-    return Point(name, plan, file, timed, metrics, _validated(prepared, file, timed.runtime))
+    return Point(name, plan, file, timed, metrics, _validated(prepared, file, timed.runtime), reference)
+
+
+def originals(prepared: Prepared, folder: Path) -> list[Point]:
+    """The original; on a device without fp32 its int8 form after it, whose latency then stands for the original's."""
+    original = point(prepared, folder, "original", Plan())
+    if original.clocked.metrics:
+        return [original]
+    whole = point(prepared, folder, "int8", Plan((step_of(Quantise()),)), original)
+    return [replace(original, clocked=whole.clocked, reference=whole.file), whole]
 
 
 def _validated(prepared: Prepared, file: Path, runtime: str) -> Metric | None:
-    context = prepared.context
+    context, threads = prepared.context, prepared.context.target.threads
     if context.score is None or not context.validate:
         return None
-    return score_of(file, runtime, context.validate, context.score, "validate", threads=context.target.threads)
+    return score_of(file, computes(runtime), context.validate, context.score, "validate", threads=threads)
 
 
 def _counted(graph: Graph, batch: int) -> dict[str, Metric]:

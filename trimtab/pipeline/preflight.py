@@ -23,10 +23,11 @@ from trimtab.core.task import Task
 from trimtab.graph.model import Graph
 from trimtab.graph.module import module
 from trimtab.graph.save import load
-from trimtab.pipeline.deploy import MODEL, clock, example_inputs, write_point
+from trimtab.pipeline.deploy import example_inputs, write_point
 from trimtab.pipeline.prepare import Prepared, prepare
 from trimtab.pipeline.race import training
 from trimtab.pipeline.space import Space, space_of
+from trimtab.run.device import MODEL
 from trimtab.train.loop import steps_for
 
 _T = TypeVar("_T")
@@ -48,7 +49,9 @@ def preflight(task: Task, target: Target, goal: Goal, *, seed: int = 0, progress
     prepared = _checked(checks, "prepare", lambda: prepare(task, target, goal, seed, None, progress))
     if prepared is None:
         raise checks[0]["raised"]
-    space = _checked(checks, "find sites", lambda: space_of(prepared.graph, prepared.context))
+    space = _checked(
+        checks, "find sites", lambda: space_of(prepared.graph, prepared.context, prepared.device.precisions)
+    )
     steps = 0
     if task.train is not None:
         trained = _checked(checks, "train", lambda: _training_steps(prepared))
@@ -109,7 +112,8 @@ def _deployed(checks: list[dict[str, Any]], prepared: Prepared, space: Space | N
         return 0
     _checked(checks, "reload", lambda: module(load(folder / "b")))
     inputs = example_inputs(prepared.graph, context.target.batch)
-    _checked(checks, "time", lambda: clock(original, {"b": file}, context.target, inputs, 0.5))
+    reference = original if "fp32" in prepared.device.precisions else file
+    _checked(checks, "time", lambda: prepared.device.clock(reference, {"b": file}, context.target, inputs, 0.5))
     return sum(p.stat().st_size for p in (folder / "a").iterdir()) + (folder / "b" / MODEL).stat().st_size
 
 

@@ -21,11 +21,13 @@ from trimtab.core.task import Batch, Task
 from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
+from trimtab.pipeline.devices import device_of
+from trimtab.run.device import Device
 from trimtab.train.data import checked, fingerprint, in_memory, pick, size, split, take
 from trimtab.train.evaluate import evaluate
 
-MEASURED = ("latency", "size", "macs", "params", "peak_memory")
-"""What can be minimised on this machine."""
+COUNTED = ("size", "macs", "params", "peak_memory")
+"""What can be minimised on every device, beside what the device tells."""
 CALIBRATION = 512
 """Samples kept for ranges, statistics and sensitivities."""
 
@@ -36,6 +38,7 @@ class Prepared:
 
     Args:
         graph: the captured original, in evaluation mode.
+        device: that the target names.
         context: with calibration and validation batches in memory, the original as teacher.
         test: batches to prove on, in memory; empty if the task has none.
         notes: what the user should know about capture and data.
@@ -43,6 +46,7 @@ class Prepared:
     """
 
     graph: Graph
+    device: Device
     context: Context
     test: tuple[Batch, ...]
     notes: tuple[str, ...]
@@ -59,8 +63,13 @@ def prepare(
         InputError: data, score or goal do not fit the model or each other.
     """
     goal.check()
-    if goal.minimise not in MEASURED:
-        raise InputError("goal: minimise", got=goal.minimise, expected=f"one of {', '.join(MEASURED)} on this target")
+    device = device_of(target)
+    if goal.minimise not in (*device.minimises, *COUNTED):
+        some = ", ".join((*device.minimises, *COUNTED))
+        raise InputError("goal: minimise", got=goal.minimise, expected=f"one of {some} on {device.name}")
+    if target.precision not in device.precisions:
+        some = " or ".join(device.precisions)
+        raise InputError("target: precision", where=target.name, got=target.precision, expected=some)
     deadline = time.monotonic() + 3600 * goal.hours
     progress("capture", 0, 1)
     graph = set_mode(capture(task.model, task.example), False)
@@ -74,6 +83,7 @@ def prepare(
     context = Context(
         task=task,
         target=target,
+        support=device.support,
         teacher=graph,
         calibrate=_calibration(task, graph, validate, seed),
         validate=validate,
@@ -87,7 +97,7 @@ def prepare(
         evaluate(graph, take(validate, 64), score, split="validate")
     versions = (VERSION, torch.__version__)
     key = digest("task", weights(graph), fingerprint(task), [_shape(b) for b in validate], seed, versions)
-    return Prepared(graph, context, test, (*graph.notes, *notes), key)
+    return Prepared(graph, device, context, test, (*graph.notes, *notes), key)
 
 
 def settled(prepared: Prepared, what: str, measure: Callable[[], Any]) -> Any:

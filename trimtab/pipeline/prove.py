@@ -9,10 +9,11 @@ from typing import Any
 
 from trimtab.core.metric import Metric
 from trimtab.core.task import Batch
-from trimtab.pipeline.deploy import Clocked, clock, example_inputs
+from trimtab.pipeline.deploy import computes, example_inputs
 from trimtab.pipeline.points import Point
 from trimtab.pipeline.prepare import Prepared
 from trimtab.run.clean import clean_outputs
+from trimtab.run.device import Clocked
 from trimtab.run.score import agreement
 from trimtab.train.data import join
 from trimtab.train.evaluate import scored
@@ -48,7 +49,12 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
     everyone = [baseline, *(p for p in points if p.name != baseline.name)]
     for k, each in enumerate(everyone):
         prepared.context.progress("prove", k, len(everyone))
-        clocked = clock(baseline.file, {each.name: each.file}, prepared.context.target, inputs, seconds)[each.name]
+        clocked = each.clocked
+        if each.integer or "fp32" in prepared.device.precisions:
+            timed = prepared.device.clock(
+                baseline.reference, {each.name: each.file}, prepared.context.target, inputs, seconds
+            )
+            clocked = timed[each.name]
         found, metrics = tested(prepared, each.file, clocked.runtime)
         reference = found if reference is None else reference
         if found is not None:
@@ -63,7 +69,7 @@ def tested(prepared: Prepared, file: Path, runtime: str) -> tuple[Any, dict[str,
     context, test = prepared.context, prepared.test
     if not test:
         return None, {}
-    outputs = clean_outputs(file, runtime, test, context.target.threads)
+    outputs = clean_outputs(file, computes(runtime), test, context.target.threads)
     if context.score is None:
         return outputs, {}
     return outputs, {"score": scored(outputs, targets_of(test), context.score, "test")}

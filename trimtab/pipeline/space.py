@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,14 @@ from trimtab.core.space import Axis
 from trimtab.graph.blocks import Block, blocks
 from trimtab.graph.coupling import Group, groups
 from trimtab.graph.model import Graph
+from trimtab.hardware.layer import Layer
 from trimtab.pipeline.allocate import Assignment, Factor
-from trimtab.pipeline.table import Layer, layers
+from trimtab.pipeline.table import layers
 
 SHARES = (0.75, 0.5, 0.25)
 """Of a width, to choose from."""
 
-COSTS = ("latency", "size", "macs")
+COSTS = ("latency", "energy", "size", "macs")
 COMBINATIONS = 3000
 """A layer between more combinations of widths than this is costed at the full width of the others."""
 
@@ -45,6 +46,7 @@ class Space:
         groups: the groups, by name.
         blocks: the blocks, by name.
         layers: the layers that the latency table knows, by the name of their weight.
+        precisions: that the device computes in, the network's own first.
     """
 
     axes: tuple[Axis, ...]
@@ -52,6 +54,7 @@ class Space:
     groups: Mapping[str, Group]
     blocks: Mapping[str, Block]
     layers: Mapping[str, Layer]
+    precisions: tuple[str, ...] = ("fp32", "int8")
 
     def steps(self, point: Assignment) -> list[dict[str, Any]]:
         """The structural steps and the quantisation of a point, as plan steps; decisions only."""
@@ -81,8 +84,14 @@ class Space:
         return Plan(tuple(self.steps(point)))
 
 
-def space_of(graph: Graph, context: Context) -> Space:
-    """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, a few widths of each."""
+def space_of(graph: Graph, context: Context, precisions: Sequence[str] = ("fp32", "int8")) -> Space:
+    """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, a few widths of each.
+
+    Args:
+        graph: the captured original.
+        context: of the run.
+        precisions: that the device computes in, the network's own first.
+    """
     known = {g.name: g for g in groups(graph, context.task.keep)}
     found = {b.name: b for b in blocks(graph)}
     axes = [_thinned(axis) for axis in Prune(ratio=0.5).sites(graph, context)]
@@ -93,13 +102,13 @@ def space_of(graph: Graph, context: Context) -> Space:
     timed = layers(graph)
     if context.target.precision == "int8":
         axes += [
-            Axis(a.name, ("fp32", "int8"))
+            Axis(a.name, tuple(precisions))
             for a in Quantise().sites(graph, context)
             if f"{a.name.partition(':')[2]}.weight" in timed
         ]
     scores = unit_scores(graph, list(free.values()), "l2", context)
     order = {name: tuple(torch.sort(scores[name], descending=True, stable=True).indices.tolist()) for name in free}
-    return Space(tuple(axes), order, free, {b.name: b for b in disjoint}, timed)
+    return Space(tuple(axes), order, free, {b.name: b for b in disjoint}, timed, tuple(precisions))
 
 
 def _thinned(axis: Axis) -> Axis:
@@ -126,24 +135,24 @@ class Rest:
     """What the sum over layers leaves out, from measuring whole networks.
 
     Args:
-        scale: from the sum of the latency table to the measured network.
+        scale: from the sum of the table to the whole network, by cost (`latency`, `energy`).
         seconds: that no layer accounts for.
         layer_bytes: of the file for each layer, beside its weights.
         file_bytes: of the file that no layer accounts for.
     """
 
-    scale: float = 1.0
+    scale: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     layer_bytes: float = 0.0
     file_bytes: float = 0.0
 
 
-def factors(space: Space, seconds: Mapping[tuple[Layer, str], float], rest: Rest) -> list[Factor]:
-    """What every combination of choices costs: `latency` in seconds, `size` in bytes, `macs`, layer by layer.
+def factors(space: Space, table: Mapping[tuple[Layer, str], Mapping[str, float]], rest: Rest) -> list[Factor]:
+    """What every combination of choices costs: `latency` in s, `energy` in J, `size` in bytes, `macs`, by layer.
 
     Args:
         space: the space.
-        seconds: the latency table; it holds every layer that `shapes` names.
+        table: what each layer costs; it holds every layer that `shapes` names.
         rest: what the layers do not account for.
     """
     found = []
@@ -156,7 +165,8 @@ def factors(space: Space, seconds: Mapping[tuple[Layer, str], float], rest: Rest
             chosen = {s: c[i] for s, c, i in zip(sites, counts, index, strict=True)}
             layer, precision = _at(space, weight, chosen)
             if layer is not None:
-                costs["latency"][index] = rest.scale * seconds[layer, precision]
+                for name, value in table[layer, precision].items():
+                    costs[name][index] = rest.scale.get(name, 1.0) * value
                 costs["size"][index] = layer.weights * (1 if precision == "int8" else 4) + rest.layer_bytes
                 costs["macs"][index] = layer.macs
         found.append(Factor(tuple(sites), costs))
@@ -208,7 +218,7 @@ def _sites(space: Space, weight: str) -> list[str]:
 
 def _at(space: Space, weight: str, chosen: Mapping[str, Any]) -> tuple[Layer | None, str]:
     """A layer's shape and precision under choices of its axes; None where its block is removed."""
-    layer, precision = space.layers[weight], "fp32"
+    layer, precision = space.layers[weight], space.precisions[0]
     lost = [0, 0]
     for name, value in chosen.items():
         kind, _, site = name.partition(":")

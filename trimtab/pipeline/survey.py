@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trimtab.core.plan import Plan
-from trimtab.hardware.machine import machine
+from trimtab.hardware.layer import Layer
 from trimtab.pipeline.allocate import Factor, Site
-from trimtab.pipeline.deploy import Clocked
+from trimtab.pipeline.devices import device_of
+from trimtab.pipeline.points import is_integer
 from trimtab.pipeline.prepare import Prepared, settled
 from trimtab.pipeline.sensitivity import refunds, sensitivities
 from trimtab.pipeline.space import Rest, Space, factors, shapes, space_of
-from trimtab.pipeline.table import PRECISIONS, Layer, measure
-from trimtab.run import runtime
+from trimtab.pipeline.table import measure
+from trimtab.run.device import Clocked
 
 
 @dataclass(frozen=True)
@@ -45,31 +48,39 @@ def survey(prepared: Prepared, whole: Plan, clocked: Clocked, file: Path) -> Sur
         file: that network's file.
     """
     context = prepared.context
-    space = space_of(prepared.graph, context)
+    space = space_of(prepared.graph, context, prepared.device.precisions)
     found = shapes(space)
     # What the clock says is settled here: a resumed run works with the table of its first start.
-    said = settled(prepared, "whole", lambda: {"in": clocked.runtime, "s": clocked.metrics["latency"].value})
-    identity = f"{machine().key()} {runtime(said['in']).version()}"
+    said = settled(prepared, "whole", lambda: {"in": clocked.runtime, **_values(clocked)})
+    own = context.target.device == "cpu"
+    device = device_of(replace(context.target, runtime=said["in"])) if own else prepared.device
     context.progress("latency table", 0, len(found))
-    rows = settled(prepared, "table", lambda: _rows(measure(found, context.target, said["in"], identity)))
-    seconds = {(layer, p): rows[str((layer, p))] for layer in found for p in PRECISIONS}
+    rows = settled(prepared, "table", lambda: _rows(measure(found, device, context.target, device.version())))
+    table = {(layer, p): rows[str((layer, p))] for layer in found for p in device.precisions}
     context.progress("latency table", len(found), len(found))
-    precision = "int8" if any(s["technique"] == "Quantise" for s in whole.steps) else "fp32"
-    total = sum(seconds[layer, precision] for layer in space.layers.values())
-    rest = _rest(space, total, said["s"], file, precision)
+    precision = "int8" if is_integer(whole) else "fp32"
+    sums = {
+        name: sum(table[layer, precision].get(name, 0.0) for layer in space.layers.values())
+        for name in ("latency", "energy")
+    }
+    rest = _rest(space, sums, said, file, precision)
     sites, moot = refunds(space, sensitivities(space, prepared.graph, context, prepared.key))
-    costs = factors(space, seconds, rest)
-    return Survey(space, tuple(sites), tuple(costs + moot), said["in"], total / said["s"] - 1)
+    costs = factors(space, table, rest)
+    return Survey(space, tuple(sites), tuple(costs + moot), said["in"], sums["latency"] / said["latency"] - 1)
 
 
-def _rows(seconds: dict[tuple[Layer, str], float]) -> dict[str, float]:
-    return {str(key): value for key, value in seconds.items()}
+def _values(clocked: Clocked) -> dict[str, float]:
+    return {name: m.value for name, m in clocked.metrics.items() if name in ("latency", "energy")}
 
 
-def _rest(space: Space, total: float, latency: float, file: Path, precision: str) -> Rest:
-    """Where the table sums to less than the network, the difference is shared by its layers; else all is scaled."""
+def _rows(table: dict[tuple[Layer, str], dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {str(key): value for key, value in table.items()}
+
+
+def _rest(space: Space, sums: Mapping[str, float], said: Mapping[str, Any], file: Path, precision: str) -> Rest:
+    """All is scaled to what the whole network costs; where no layer is known, that is all the rest."""
     weights = sum(layer.weights for layer in space.layers.values()) * (1 if precision == "int8" else 4)
     each = max(file.stat().st_size - weights, 0) / max(len(space.layers), 1)
-    if total <= 0:
-        return Rest(seconds=latency, layer_bytes=each)
-    return Rest(scale=latency / total, layer_bytes=each)
+    if sums["latency"] <= 0:
+        return Rest(seconds=said["latency"], layer_bytes=each)
+    return Rest({n: said[n] / total for n, total in sums.items() if total > 0 and n in said}, layer_bytes=each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from trimtab.core.store import read_json
 from trimtab.core.target import Target
 from trimtab.core.task import Task
 from trimtab.graph.save import load
-from trimtab.pipeline.deploy import MODEL, clock, example_inputs, size_of
+from trimtab.pipeline.deploy import computes, example_inputs, size_of
+from trimtab.pipeline.devices import device_of
 from trimtab.pipeline.prepare import prepare
 from trimtab.pipeline.prove import tested
 from trimtab.run.clean import clean_outputs
-from trimtab.run.integer import require_integer
+from trimtab.run.device import MODEL
 from trimtab.run.score import agreement
 
 CLOCK_TOLERANCE = 0.15
@@ -79,18 +80,19 @@ def verify(folder: Path, task: Task | None = None, *, progress: Progress = quiet
     runtime = str(report.get("runtime", "onnxruntime"))
     graph = load(folder)
     inputs = example_inputs(graph, max(target.batch, 8))
-    rows = [_row("size", reported, size_of(file), 0.0)]
+    device = device_of(replace(target, runtime=runtime) if target.device == "cpu" else target)
+    rows = [_row("size", reported, size_of(device, file), 0.0)]
     if any(s.get("technique") == "Quantise" for s in _chosen(report)["plan"]):
-        layers = require_integer(file, runtime)
-        count = sum(layer.quantised for layer in layers)
-        rows.append(Row("integer kernels", "all quantised", f"{count} of {count}", True, f"in {runtime}"))
+        device.check(file, runtime)
+        rows.append(Row("integer kernels", "all quantised", "all", True, f"in {runtime}"))
     progress("verify", 1, 4)
-    rows.append(_same(graph, file, runtime, inputs, target.threads))
+    rows.append(_same(graph, file, computes(runtime), inputs, target.threads))
     progress("verify", 2, 4)
     baseline = folder / "front" / "original" / MODEL
-    if baseline.exists():
+    reference = baseline if "fp32" in device.precisions else folder / "front" / "int8" / MODEL
+    if reference.exists():
         inputs = example_inputs(graph, target.batch)
-        timed = clock(baseline, {"": file}, Target(**{**vars(target), "runtime": runtime}), inputs, 6.0)[""]
+        timed = device.clock(reference, {"": file}, target, inputs, 6.0)[""]
         rows.append(_row("latency_ratio", reported, timed.metrics["latency_ratio"], CLOCK_TOLERANCE))
     progress("verify", 3, 4)
     if task is not None:

@@ -7,10 +7,15 @@ from trimtab.run.runtime import Runtime, Session
 
 __all__ = ["OnnxRuntime", "OpenVino", "Runtime", "Session", "runtime", "runtimes"]
 
+KNOWN: tuple[Runtime, ...] = (OnnxRuntime(), OpenVino())
+"""Every runtime of this machine's processor; the first is the default."""
+QUICK = ("onnxruntime", "openvino")
+"""Those that load the ONNX file itself, in a moment: a target that names no runtime tries these."""
+
 
 def runtimes() -> tuple[Runtime, ...]:
-    """Every runtime that is installed; the first is the default."""
-    return tuple(r for r in (OnnxRuntime(), OpenVino()) if r.available() is None)
+    """The runtimes that a target without one tries: of `QUICK`, what is installed; the first is the default."""
+    return tuple(r for r in KNOWN if r.name in QUICK and r.available() is None)
 
 
 def runtime(name: str | None) -> Runtime:
@@ -19,7 +24,7 @@ def runtime(name: str | None) -> Runtime:
     Raises:
         InputError: no runtime has this name. RuntimeMissing comes when a file is loaded.
     """
-    known: dict[str, Runtime] = {r.name: r for r in (OnnxRuntime(), OpenVino())}
+    known = {r.name: r for r in KNOWN}
     if name is not None and name not in known:
         raise InputError("runtime", got=repr(name), expected=f"one of {', '.join(known)}")
     return known[name or "onnxruntime"]

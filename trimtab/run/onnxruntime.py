@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.errors import FileError, InputError, RuntimeMissing
-from trimtab.run.runtime import Array, Port, check_inputs, first_line, read_onnx
+from trimtab.run.runtime import Array, Port, check_inputs, first_line, onnx_files, read_onnx
 
 _TYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -35,6 +35,10 @@ class OnnxRuntime:
     def version(self) -> str:
         """Of the installed package."""
         return importlib.metadata.version("onnxruntime")
+
+    def artifact(self, file: Path) -> tuple[Path, ...]:
+        """The ONNX file itself, and its external data."""
+        return onnx_files(file)
 
     def load(self, path: Path, batch: int | None = None, threads: int = 1) -> OrtSession:
         """Optimise and load a file (see `Runtime.load`)."""

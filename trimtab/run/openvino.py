@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trimtab.core.errors import FileError, InputError, RuntimeMissing
-from trimtab.run.runtime import Array, Port, check_inputs, first_line, read_onnx
+from trimtab.run.runtime import Array, Port, check_inputs, first_line, onnx_files, read_onnx
 
 Precision = Literal["f32", "bf16"]
 
@@ -37,6 +37,10 @@ class OpenVino:
     def version(self) -> str:
         """Of the installed package."""
         return importlib.metadata.version("openvino")
+
+    def artifact(self, file: Path) -> tuple[Path, ...]:
+        """The ONNX file itself, and its external data."""
+        return onnx_files(file)
 
     def load(self, path: Path, batch: int | None = None, threads: int = 1) -> OvSession:
         """Optimise and load a file (see `Runtime.load`); a fixed batch becomes a static shape."""

@@ -57,6 +57,9 @@ class Runtime(Protocol):
     def version(self) -> str:
         """Of the installed package."""
 
+    def artifact(self, file: Path) -> tuple[Path, ...]:
+        """The files that it reads to run a point, made from the graph beside `file` where they are missing."""
+
     def load(self, path: Path, batch: int | None = None, threads: int = 1) -> Session:
         """Optimise and load a file.
 
@@ -106,6 +109,12 @@ def _check_location(path: Path, folder: Path, location: str) -> None:
         )
     if not target.is_file():
         raise FileError("read ONNX: external data is missing", where=path, got=repr(location))
+
+
+def onnx_files(path: Path) -> tuple[Path, ...]:
+    """An ONNX file with its external data."""
+    beside = path.with_name(f"{path.name}.data")
+    return (path, beside) if beside.exists() else (path,)
 
 
 def check_inputs(session: Session, inputs: Sequence[Array]) -> None:

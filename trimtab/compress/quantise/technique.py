@@ -18,7 +18,7 @@ from trimtab.core.space import Axis
 from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
-from trimtab.run.fusable import INTEGER
+from trimtab.run.fusable import INTEGER, IntegerSupport
 
 _EIGHT = 8
 
@@ -62,7 +62,7 @@ class Quantise:
     def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
         """One axis for each layer that could run in integers: `int8` or `fp32`."""
         folded = for_inference(set_mode(graph.copy(), False))
-        chosen = annotate(folded).layers
+        chosen = annotate(folded, support=_support(context)).layers
         names = dict.fromkeys(layer_name(folded, n) for n in folded.nodes() if n.name in chosen)
         return tuple(Axis(f"Quantise:{name}", ("int8", "fp32")) for name in names)
 
@@ -98,7 +98,7 @@ class Quantise:
         settings = _checked(self)
         refuse_quantised(graph)
         folded = for_inference(set_mode(graph.copy(), False))
-        found = annotate(folded, self.skip)
+        found = annotate(folded, self.skip, _support(context))
         if not found.layers:
             why = "; ".join(f"{k}: {v}" for k, v in list(found.floats.items())[:3]) or "it has no such layer"
             raise InputError("Quantise: no layer can run in integers", got=why)
@@ -121,6 +121,11 @@ class Quantise:
         if not any(True for _ in prepared.nodes(FAKE)):
             raise InputError("Quantise: convert", got="a graph without fake quantisation", do="Call prepare first.")
         return integers(set_mode(prepared.copy(), False))
+
+
+def _support(context: Context) -> IntegerSupport:
+    """What the target runs in integers."""
+    return INTEGER if context.support is None else context.support
 
 
 def refuse_quantised(graph: Graph) -> None:
