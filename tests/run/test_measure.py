@@ -11,6 +11,7 @@ import pytest
 
 from trimtab.core.errors import InputError
 from trimtab.run import measure as measuring
+from trimtab.run.cpu import fastest
 from trimtab.run.measure import (
     ROUNDS,
     latency,
@@ -111,6 +112,28 @@ def test_a_noisy_session_is_measured_twice_and_flagged(clock: Clock) -> None:
     assert not timing.reliable
     assert noisy.count >= 2 * (5 + ROUNDS * 3)
     assert "unreliable" in str(latency(timing).how)
+
+
+def test_a_clock_that_jumps_is_measured_twice_and_flagged(clock: Clock) -> None:
+    # 70 of 100 rounds at 1 ms, the rest at half the clock: the median is sharp, and says nothing of the machine.
+    # A round is one inference that warms up and two that are timed; 5 more before the first.
+    jumping = Timed(clock, "a", lambda k: 2e-3 if (k // 3) % 10 < 3 else 1e-3)
+    found = measure({"a": jumping}, [INPUT], seconds=0.6)["a"]
+    assert found.interval == pytest.approx((1e-3, 1e-3))
+    assert found.spread == pytest.approx(1.0)
+    assert not found.reliable
+    assert jumping.count >= 2 * (5 + 100 * 3)
+    assert "spread 100.0%; unreliable" in str(latency(found).how)
+    (note,) = fastest({"": found, "onnxruntime": found}).notes
+    assert "spread by 100%" in note
+
+
+def test_a_jump_that_is_over_is_measured_again_and_forgotten(clock: Clock) -> None:
+    settled = Timed(clock, "a", lambda k: (2e-3 if (k // 3) % 2 else 1e-3) if k < 5 + ROUNDS * 3 else 1e-3)
+    found = measure({"a": settled}, [INPUT], seconds=0.0)["a"]
+    assert found.reliable
+    assert found.median_s == pytest.approx(1e-3)
+    assert fastest({"": found, "onnxruntime": found}).notes == ()
 
 
 def test_intervals_by_hand() -> None:

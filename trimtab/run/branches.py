@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trimtab.core.errors import ExportError
 from trimtab.hardware.layer import Layer
+from trimtab.run.kernels import kernel_times
+
+_REORDER = re.compile(r"abcd|acdb|Reorder|Transpose", re.IGNORECASE)
+"""Names of the layout changes that a runtime puts at the borders of a branch."""
+_CHUNK = 64
+"""Layers in one model."""
+
+
+def layer_times(
+    shapes: Sequence[Layer], precision: str, runtime: str, batch: int = 1, threads: int = 1
+) -> dict[Layer, float]:
+    """Seconds of each layer on this machine, timed as branches of one model, each kernel by the runtime's profiler.
+
+    So conversions at the borders do not count.
+
+    Args:
+        shapes: without repeats.
+        precision: `fp32` or `int8`.
+        runtime: `onnxruntime` or `openvino`.
+        batch: samples in the inputs.
+        threads: that the runtime may use.
+
+    Raises:
+        ExportError: the runtime names no kernel for a layer.
+    """
+    found: dict[Layer, float] = {}
+    for start in range(0, len(shapes), _CHUNK):
+        found.update(_timed(shapes[start : start + _CHUNK], precision, runtime, batch, threads))
+    return found
+
+
+def _timed(shapes: Sequence[Layer], precision: str, runtime: str, batch: int, threads: int) -> dict[Layer, float]:
+    model, feeds = branches(shapes, precision, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.onnx"
+        path.write_bytes(model.SerializeToString())
+        times = kernel_times(path, runtime, feeds, threads=threads)
+    found = {}
+    for k, layer in enumerate(shapes):
+        name = f"layer{k:03d}"
+        own = [seconds for node, seconds in times.items() if name in node and not _REORDER.search(node)]
+        if not own:
+            raise ExportError(f"latency table: {runtime} names no kernel for a layer", where=layer)
+        found[layer] = max(own)
+    return found
 
 
 def branches(shapes: Sequence[Layer], precision: str, batch: int) -> tuple[Any, dict[str, np.ndarray]]:

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.core.errors import ExportError, FileError, InputError, RuntimeMissing, TrimtabError
+from trimtab.core.errors import (
+    ExportError,
+    FileError,
+    InputError,
+    NotInteger,
+    NotRunnable,
+    RuntimeMissing,
+    TrimtabError,
+)
+from trimtab.hardware.layer import Layer
 from trimtab.run import runtime as runtime_of
 from trimtab.run.measure import Timing, measure
 from trimtab.run.runtime import Array
@@ -24,9 +33,12 @@ if TYPE_CHECKING:
 
 LIMIT = 600.0
 """Seconds that a clean process may take."""
-_ERRORS: Mapping[str, type[TrimtabError]] = {
-    kind.__name__: kind for kind in (ExportError, FileError, InputError, RuntimeMissing)
+ERRORS: Mapping[str, type[TrimtabError]] = {
+    kind.__name__: kind for kind in (ExportError, FileError, InputError, NotInteger, NotRunnable, RuntimeMissing)
 }
+"""What a clean process may raise, by name."""
+COMMAND = (sys.executable, "-I", "-m", "trimtab.run.clean")
+"""Starts a clean process: a `question` goes in by stdin, and what `answer` reads comes back by stdout."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +105,11 @@ def clean_timings(
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
-        save_file({str(i): np.ascontiguousarray(a) for i, a in enumerate(inputs)}, Path(folder) / "0.safetensors")
+        held = Path(folder) / "inputs.safetensors"
+        save_file({str(i): np.ascontiguousarray(a) for i, a in enumerate(inputs)}, held)
         listed = {name: [str(path), runtime] for name, (path, runtime) in files.items()}
-        facts = _call("time", seconds * 2 + LIMIT, files=listed, folder=folder, seconds=seconds, threads=threads)
+        limit = seconds * 2 + LIMIT
+        facts = _call("time", limit, files=listed, inputs=str(held), seconds=seconds, threads=threads)
     return {
         name: Timing(**{**fields, "interval": tuple(fields["interval"]), "rounds": tuple(fields["rounds"])})
         for name, fields in facts.items()
@@ -110,23 +124,36 @@ def _input_names(path: Path) -> list[str]:
     return [value.name for value in graph.input if value.name not in constants]
 
 
-def _call(function: str, limit: float, **arguments: Any) -> dict[str, Any]:
-    """Call one of `_FUNCTIONS` in a fresh process; JSON goes in by stdin and comes back by stdout."""
-    request = json.dumps({"function": function, "arguments": arguments})
-    command = [sys.executable, "-I", "-m", "trimtab.run.clean"]
+def question(function: str, arguments: Mapping[str, Any]) -> str:
+    """The text that asks a clean process for one of its functions: `run`, `time`, `layers` or `check`."""
+    return json.dumps({"function": function, "arguments": dict(arguments)})
+
+
+def answer(function: str, status: int, out: str, err: str) -> dict[str, Any]:
+    """What a clean process found, from what it printed.
+
+    Raises:
+        TrimtabError: the one that was raised there. ExportError: the process failed.
+    """
     try:
-        done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=limit, check=False)
+        found: dict[str, Any] = json.loads(out)
+    except ValueError as error:
+        last = (err.strip().splitlines() or ["no message"])[-1]
+        raise ExportError("clean process", where=function, got=f"exit status {status}: {last}") from error
+    if "error" in found:
+        raise ERRORS.get(found["error"], ExportError)(found["message"])
+    result: dict[str, Any] = found["result"]
+    return result
+
+
+def _call(function: str, limit: float, **arguments: Any) -> dict[str, Any]:
+    """Call one of `_FUNCTIONS` in a fresh process."""
+    asked = question(function, arguments)
+    try:
+        done = subprocess.run(COMMAND, input=asked, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired as error:
         raise ExportError("clean process", got=f"no answer in {limit:.0f} s", where=function) from error
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError as error:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ExportError("clean process", where=function, got=f"exit status {done.returncode}: {last}") from error
-    if "error" in answer:
-        raise _ERRORS.get(answer["error"], ExportError)(answer["message"])
-    result: dict[str, Any] = answer["result"]
-    return result
+    return answer(function, done.returncode, done.stdout, done.stderr)
 
 
 def _run(path: str, runtime: str, threads: int, folder: str, count: int) -> dict[str, Any]:
@@ -147,14 +174,28 @@ def _run(path: str, runtime: str, threads: int, folder: str, count: int) -> dict
     return {"outputs": list(session.outputs), "load_s": load_s, "peak_bytes": peak_memory()}
 
 
-def _time(files: dict[str, list[str]], folder: str, seconds: float, threads: int) -> dict[str, Any]:
+def _time(files: dict[str, list[str]], inputs: str, seconds: float, threads: int) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
-    arrays = load_file(Path(folder) / "0.safetensors")
-    inputs = [arrays[str(i)] for i in range(len(arrays))]
-    batch = int(inputs[0].shape[0]) if inputs and inputs[0].ndim else None
+    held = load_file(inputs)
+    arrays = [held[str(i)] for i in range(len(held))]
+    batch = int(arrays[0].shape[0]) if arrays and arrays[0].ndim else None
     sessions = {name: runtime_of(which).load(Path(path), batch, threads) for name, (path, which) in files.items()}
-    return {name: asdict(timing) for name, timing in measure(sessions, inputs, seconds, threads).items()}
+    return {name: asdict(timing) for name, timing in measure(sessions, arrays, seconds, threads).items()}
+
+
+def _layers(shapes: list[dict[str, Any]], precision: str, runtime: str, batch: int, threads: int) -> dict[str, Any]:
+    from trimtab.run.branches import layer_times
+
+    listed = [Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}) for shape in shapes]  # type: ignore[arg-type]
+    times = layer_times(listed, precision, runtime, batch, threads)
+    return {"seconds": [times[layer] for layer in listed]}
+
+
+def _check(path: str, runtime: str) -> dict[str, Any]:
+    from trimtab.run.integer import require_integer
+
+    return {"layers": len(require_integer(Path(path), runtime))}
 
 
 def peak_memory() -> int:
@@ -169,16 +210,21 @@ def peak_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
-_FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {"run": _run, "time": _time}
+_FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "run": _run,
+    "time": _time,
+    "layers": _layers,
+    "check": _check,
+}
 
 
 def _main() -> int:
     request = json.load(sys.stdin)
     try:
-        answer: dict[str, Any] = {"result": _FUNCTIONS[request["function"]](**request["arguments"])}
+        found: dict[str, Any] = {"result": _FUNCTIONS[request["function"]](**request["arguments"])}
     except TrimtabError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
-    json.dump(answer, sys.stdout)
+        found = {"error": type(error).__name__, "message": str(error)}
+    json.dump(found, sys.stdout)
     return 0
 
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.core.errors import ExportError, InputError
+from trimtab.core.errors import InputError
 from trimtab.core.metric import Metric, Source
 from trimtab.core.target import Target
 from trimtab.hardware.layer import Layer
 from trimtab.hardware.machine import machine
 from trimtab.run import runtime as runtime_of
 from trimtab.run import runtimes
-from trimtab.run.branches import branches
+from trimtab.run.branches import layer_times
 from trimtab.run.device import Clocked
 from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
 from trimtab.run.integer import require_integer
-from trimtab.run.kernels import kernel_times
 from trimtab.run.measure import Timing, latency, measure, ratio, throughput
 from trimtab.run.runtime import Array, Session
-
-_REORDER = re.compile(r"abcd|acdb|Reorder|Transpose", re.IGNORECASE)
-"""Names of the layout changes that a runtime puts at the borders of a branch."""
-_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -79,20 +72,14 @@ class Cpu:
 
                 sessions = {which: load(path, which) for which in self._candidates()}
                 timed = measure({"": load(baseline, None), **sessions}, inputs, seconds, target.threads)
-            metrics = {which: _metrics(timed[""], timed[which]) for which in sessions}
-            best = min(metrics, key=lambda which: metrics[which]["latency"].value)
-            found[name] = Clocked(best, metrics[best], {k: m for k, m in metrics.items() if k != best})
+            found[name] = fastest(timed)
         return found
 
     def layers(self, shapes: Sequence[Layer], precision: str, target: Target) -> dict[Layer, dict[str, float]]:
-        """Seconds of each layer, timed as branches of one model, each kernel by the runtime's own profiler.
-
-        So conversions at the borders do not count.
-        """
-        found: dict[Layer, dict[str, float]] = {}
-        for start in range(0, len(shapes), _CHUNK):
-            found.update(self._timed(shapes[start : start + _CHUNK], precision, target))
-        return found
+        """Seconds of each layer, timed as branches of one model (see `layer_times`)."""
+        runtime = runtime_of(self.runtime).name
+        times = layer_times(shapes, precision, runtime, target.batch, target.threads)
+        return {layer: {"latency": seconds} for layer, seconds in times.items()}
 
     def check(self, file: Path, runtime: str) -> None:
         """NotInteger if a quantised layer would not run in integers there."""
@@ -101,21 +88,27 @@ class Cpu:
     def _candidates(self) -> tuple[str, ...]:
         return (runtime_of(self.runtime).name,) if self.runtime else tuple(r.name for r in runtimes())
 
-    def _timed(self, shapes: Sequence[Layer], precision: str, target: Target) -> dict[Layer, dict[str, float]]:
-        runtime = runtime_of(self.runtime).name
-        model, feeds = branches(shapes, precision, target.batch)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "layers.onnx"
-            path.write_bytes(model.SerializeToString())
-            times = kernel_times(path, runtime, feeds, threads=target.threads)
-        found = {}
-        for k, layer in enumerate(shapes):
-            name = f"layer{k:03d}"
-            own = [seconds for node, seconds in times.items() if name in node and not _REORDER.search(node)]
-            if not own:
-                raise ExportError(f"latency table: {runtime} names no kernel for a layer", where=layer)
-            found[layer] = {"latency": max(own)}
-        return found
+
+def fastest(timed: Mapping[str, Timing]) -> Clocked:
+    """What the clock said of one file: in the fastest runtime, and in the others.
+
+    Args:
+        timed: by runtime, and the baseline as ``""``, all measured together.
+    """
+    metrics = {which: _metrics(timed[""], timing) for which, timing in timed.items() if which}
+    best = min(metrics, key=lambda which: metrics[which]["latency"].value)
+    others = {which: found for which, found in metrics.items() if which != best}
+    shaky = [t for t in (timed[""], timed[best]) if not t.reliable]
+    return Clocked(best, metrics[best], others, notes=(_unsteady(shaky),) if shaky else ())
+
+
+def _unsteady(timings: Sequence[Timing]) -> str:
+    spread = max(t.spread for t in timings)
+    width = max((t.interval[1] - t.interval[0]) / t.median_s for t in timings)
+    return (
+        f"its latency is unreliable: measured twice, its rounds or the original's still spread by {spread:.0%}, "
+        f"and the 95 % interval of a median is {width:.0%} wide."
+    )
 
 
 def _metrics(baseline: Timing, timing: Timing) -> dict[str, Metric]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from trimtab.run.runtime import Array, Session
 ROUNDS = 30
 """Rounds that a measurement has at least, whatever its time budget."""
 BOUND = 0.05
-"""A median is reliable if its 95 % interval is narrower than this, relative to it, and so is every ratio's."""
+"""A median is reliable if its 95 % interval is narrower than this, relative to it."""
+SPREAD = 0.3
+"""And if its rounds' interquartile range is narrower than this: a clock that jumps gives a narrow interval too."""
 _RESAMPLES = 1000
 _BURST_SECONDS = 2e-3
 
@@ -34,7 +36,7 @@ class Timing:
         burst: inferences timed in each round.
         batch: samples in one inference.
         threads: that the session may use.
-        reliable: the interval is narrower than `BOUND`.
+        reliable: the interval is narrower than `BOUND`, and the spread than `SPREAD`.
         rounds: seconds per inference in each round, in order; two timings of one measurement pair by index.
     """
 
@@ -82,7 +84,24 @@ def measure(
         if all(t.reliable for t in first.values()):
             return first
         second = _summarised(_rounds(calls, seconds, generator), batch, threads, generator)
-    return min(first, second, key=lambda timings: max(_width(t) for t in timings.values()))
+    return min(first, second, key=lambda found: (sum(not t.reliable for t in found.values()), _widest(found)))
+
+
+def timing(rounds: Sequence[float], burst: int, batch: int, threads: int, seed: int = 0) -> Timing:
+    """What the rounds of one session say.
+
+    Args:
+        rounds: seconds per inference in each, in order.
+        burst: inferences timed in each.
+        batch: samples in one inference.
+        threads: that the session could use.
+        seed: of the bootstrap.
+    """
+    quarter, half, three = (float(q) for q in np.percentile(rounds, [25, 50, 75]))
+    low, high = median_interval(rounds, seed)
+    spread = (three - quarter) / half
+    reliable = (high - low) / half <= BOUND and spread <= SPREAD
+    return Timing(half, (low, high), spread, len(rounds), burst, batch, threads, reliable, tuple(rounds))
 
 
 def ratio(baseline: Timing, candidate: Timing, seed: int = 0) -> Metric:
@@ -128,7 +147,7 @@ def ratio_interval(baseline: Sequence[float], candidate: Sequence[float], seed: 
 
 
 def _how(timing: Timing) -> str:
-    shaky = "" if timing.reliable else "; unreliable: the machine was busy"
+    shaky = "" if timing.reliable else "; unreliable: the machine was busy or changed its clock"
     threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
     return (
         f"interleaved, one process, {timing.n} rounds of {timing.burst} warm inferences, batch {timing.batch}, "
@@ -180,15 +199,8 @@ def _summarised(
     found: Mapping[str, tuple[list[float], int]], batch: int, threads: int, generator: np.random.Generator
 ) -> dict[str, Timing]:
     seed = int(generator.integers(1 << 31))
-    timings = {name: _timing(times, burst, batch, threads, seed) for name, (times, burst) in found.items()}
-    return {name: replace(t, reliable=_width(t) <= BOUND) for name, t in timings.items()}
+    return {name: timing(times, burst, batch, threads, seed) for name, (times, burst) in found.items()}
 
 
-def _timing(times: list[float], burst: int, batch: int, threads: int, seed: int) -> Timing:
-    quarter, half, three = (float(q) for q in np.percentile(times, [25, 50, 75]))
-    interval = median_interval(times, seed)
-    return Timing(half, interval, (three - quarter) / half, len(times), burst, batch, threads, False, tuple(times))
-
-
-def _width(timing: Timing) -> float:
-    return (timing.interval[1] - timing.interval[0]) / timing.median_s
+def _widest(timings: Mapping[str, Timing]) -> float:
+    return max((t.interval[1] - t.interval[0]) / t.median_s for t in timings.values())
