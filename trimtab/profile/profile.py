@@ -17,10 +17,12 @@ from trimtab.core.target import Target
 from trimtab.graph.count import total
 from trimtab.graph.model import Graph
 from trimtab.hardware.machine import machine
-from trimtab.hardware.roofline import Ceilings, Side, bound
+from trimtab.hardware.roofline import Ceilings, bound
+from trimtab.profile.advice import advice, gains
 from trimtab.profile.join import Group, join, peak_memory
-from trimtab.profile.network import Network, read, write
+from trimtab.profile.network import Network, Op, read, write
 from trimtab.profile.probe import probe
+from trimtab.profile.row import Row
 from trimtab.run import Runtime, runtime, runtimes
 from trimtab.run.export import export_onnx
 from trimtab.run.kernels import kernels
@@ -35,52 +37,6 @@ _WHOLE = 1.0
 _SECONDS, _RUNS = 0.5, (20, 300)
 """Time to run kernels for, and bounds on how often: a short burst could fall into a busy moment of the machine."""
 _ADDED = "(added by the runtime)"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer, or chain of fused operators, as the runtime executes it.
-
-    Args:
-        position: in the order of execution.
-        layer: the user's name of the layer that computes most; for an operator without parameters, what it follows.
-        kinds: the operators computed together.
-        kernel: what computed them: an operator of ONNX Runtime, a primitive of OpenVINO.
-        precision: `int8` or `fp32`.
-        parameters: elements.
-        macs: multiply-adds.
-        bytes: moved: parameters, inputs and outputs, each once.
-        seconds: median, by the runtime's profiler.
-        share: of the sum of all rows' seconds.
-        bound: what binds it; None for a conversion that the runtime added, whose bytes it doesn't tell.
-        least: seconds that its ceiling allows; 0 where `bound` is None.
-    """
-
-    position: int
-    layer: str
-    kinds: tuple[str, ...]
-    kernel: str
-    precision: str
-    parameters: int
-    macs: int
-    bytes: int
-    seconds: float
-    share: float
-    bound: Side | None
-    least: float
-
-    @property
-    def intensity(self) -> float:
-        """Multiply-adds per byte moved; 0 where nothing moves."""
-        return self.macs / self.bytes if self.bytes else 0.0
-
-    @property
-    def achieved(self) -> float | None:
-        """Share of its ceiling that the row reaches: least time over measured time; None without a ceiling.
-
-        It can be above 1: the profiler's clock counts whole microseconds, and the probe's shapes are not all shapes.
-        """
-        return self.least / self.seconds if self.bound is not None and self.seconds > 0 else None
 
 
 @dataclass(frozen=True)
@@ -122,10 +78,14 @@ class Profile:
             "threads": self.threads,
             "totals": {name: m.json() for name, m in self.totals.items()},
             "outside_kernels": {"value": self.outside, "unit": "s", "source": "measured"},
-            "rows": [{**vars(row), "intensity": row.intensity, "achieved": row.achieved} for row in self.rows],
+            "rows": [self._row(row) for row in self.rows],
             "ceilings": self.ceilings.json(),
             "notes": list(self.notes),
         }
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        told = {"advice": advice(row, self.ceilings), "gains": gains(row, self.ceilings)}
+        return {**vars(row), "intensity": row.intensity, "achieved": row.achieved, **told}
 
 
 def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ceilings | None = None) -> Profile:
@@ -236,7 +196,16 @@ def _row(network: Network, group: Group, position: int, whole: float, ceilings: 
         share=seconds / whole if whole else 0.0,
         bound=limit.by if limit else None,
         least=limit.seconds if limit else 0.0,
+        power=_power(network, group, max(ops, key=lambda op: op.macs)) if macs else 0,
     )
+
+
+def _power(network: Network, group: Group, op: Op) -> int:
+    """Of the channels that an operator's multiply-adds grow with: 2 dense, 1 depthwise, less at the network's ends."""
+    shapes = [network.values[name].shape for name in op.weights if len(network.values[name].shape) > 1]
+    depthwise = op.kind == "Conv" and bool(shapes) and shapes[0][1] == 1
+    ends = any(n in network.inputs for n in group.reads) + any(n in network.outputs for n in group.writes)
+    return max((2 if shapes and not depthwise else 1) - ends, 0)
 
 
 def _layer(network: Network, group: Group) -> str:

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING
 
 from trimtab.core.metric import show
 from trimtab.hardware.roofline import Ceilings, ridge
-from trimtab.profile.profile import Profile, Row
+from trimtab.profile.advice import advice
+from trimtab.profile.profile import Profile
+from trimtab.profile.row import Row
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COLUMNS = ("layer", "computed", "params", "MACs", "bytes", "MACs/byte", "time", "share", "bound by", "of ceiling")
+_NUMBERS = ("params", "MACs", "bytes", "MACs/byte", "time", "share")
+_COLUMNS = ("layer", "computed", *_NUMBERS, "bound by", "of ceiling", "what could help")
 
 
 def rows(found: Profile, limit: int | None = None) -> list[tuple[str, ...]]:
     """The table's cells, the slowest row first; rows after `limit` are summed up in one."""
     shown = found.rows[:limit]
     left = found.rows[len(shown) :]
-    cells = [_cells(row) for row in shown]
+    cells = [_cells(row, found) for row in shown]
     if left:
         cells.append(_sum(f"{len(left)} more", left))
     return cells
@@ -38,7 +41,7 @@ def table(found: Profile, limit: int | None = None) -> Table:
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     made = Table(title=f"{found.runtime}, batch {found.batch}, {threads}", show_footer=True)
     for name, foot in zip(_COLUMNS, _sum("total", found.rows), strict=True):
-        left = name in ("layer", "computed", "bound by")
+        left = name not in (*_NUMBERS, "of ceiling")
         made.add_column(name, foot, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for cells in rows(found, limit):
         made.add_row(*cells)
@@ -85,7 +88,7 @@ def _ridge(ceilings: Ceilings) -> str:
     return f"{ridge(ceilings.peak['fp32'].value, ceilings.levels[-1].bandwidth.value):.3g}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, found: Profile) -> tuple[str, ...]:
     achieved = row.achieved
     return (
         row.layer,
@@ -98,6 +101,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.share:.1%}",
         row.bound or "",
         "" if achieved is None else f"{achieved:.0%}",
+        advice(row, found.ceilings),
     )
 
 
@@ -118,6 +122,7 @@ def _sum(name: str, some: Sequence[Row]) -> tuple[str, ...]:
         f"{macs / moved:.1f}" if moved else "",
         show(sum(row.seconds for row in some), "s"),
         f"{sum(row.share for row in some):.1%}",
+        "",
         "",
         "",
     )
