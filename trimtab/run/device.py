@@ -28,6 +28,8 @@ class Clocked:
         layers: a row for each layer that the device tells of: `name` and figures whose keys end in their unit
             (`seconds`, `cycles`, `joules`, `sram_bytes`).
         notes: sentences: what fell back, what does not fit.
+        lacks: why the device cannot run it, where it is modelled all the same, as the one that ratios count from; such
+            a network is never the answer.
     """
 
     runtime: str
@@ -35,6 +37,7 @@ class Clocked:
     others: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     layers: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    lacks: str | None = None
 
 
 class Device(Protocol):
