@@ -23,13 +23,15 @@ from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.pipeline.devices import device_of
 from trimtab.run.device import Device
-from trimtab.train.data import checked, fingerprint, in_memory, pick, size, split, take
+from trimtab.train.data import checked, fingerprint, in_memory, mixed, pick, size, split, take
 from trimtab.train.evaluate import evaluate
 
 COUNTED = ("size", "macs", "params", "peak_memory")
 """What can be minimised on every device, beside what the device tells."""
 CALIBRATION = 512
 """Samples kept for ranges, statistics and sensitivities."""
+READ = 16 * CALIBRATION
+"""Samples that they are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def _target(batch: Batch) -> Any:
 def _calibration(task: Task, graph: Graph, validate: tuple[Batch, ...], seed: int) -> tuple[Batch, ...]:
     for name, data in (("calibrate", task.calibrate), ("train", task.train)):
         if data is not None:
-            return in_memory(data, graph, name, CALIBRATION, seed)
-    return take(validate, CALIBRATION)
+            return mixed(in_memory(data, graph, name, READ, seed), CALIBRATION, seed)
+    return mixed(validate, CALIBRATION, seed) if validate else ()
 
 
 def _first(task: Task, graph: Graph) -> None:

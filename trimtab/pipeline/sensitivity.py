@@ -31,17 +31,19 @@ _SETTINGS = Distillation(temperature=1.0)
 
 @dataclass(frozen=True)
 class _Reference:
-    """Inputs and the original's outputs on them."""
+    """Inputs and the original's outputs on them; `live` with batch norms that use the statistics of the batch."""
 
     inputs: tuple[tuple[Tensor, ...], ...]
     outputs: tuple[Any, ...]
+    live: tuple[Any, ...]
 
 
 def sensitivities(space: Space, graph: Graph, context: Context, key: str) -> list[Site]:
     """The loss that each choice of each axis adds alone: divergence from the original's outputs.
 
-    KL divergence of classes, mean squared difference of other outputs, with batch norms
-    recalibrated on the same samples; each is stored when it is measured.
+    KL divergence of classes, mean squared difference of other outputs. A cut network normalises by
+    the statistics of the same samples, and so does the original that it is compared with; each is
+    stored when it is measured.
 
     Args:
         space: its axes.
@@ -93,7 +95,9 @@ def _reference(graph: Graph, context: Context) -> _Reference:
             break
     original = set_mode(graph.copy(), False)
     with torch.no_grad():
-        return _Reference(tuple(inputs), tuple(original(*flat) for flat in inputs))
+        outputs = tuple(original(*flat) for flat in inputs)
+        live = _with_batch_statistics(original)
+        return _Reference(tuple(inputs), outputs, tuple(live(*flat) for flat in inputs))
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
@@ -104,12 +108,12 @@ def _laid_out(tensor: Tensor) -> Tensor:
 def _loss(space: Space, graph: Graph, axis: Axis, choice: Any, reference: _Reference, context: Context) -> float:
     kind, _, name = axis.name.partition(":")
     if kind == "Quantise":
-        return _divergence(_rounded(set_mode(graph.copy(), False), f"{name}.weight"), reference)
+        return _divergence(_rounded(set_mode(graph.copy(), False), f"{name}.weight"), reference, reference.outputs)
     if kind == "RemoveBlocks":
         changed = remove(graph, [name])
     else:
         changed = cut(graph, {name: sorted(space.order[name][:choice])})
-    return _divergence(_with_batch_statistics(set_mode(changed, False)), reference)
+    return _divergence(_with_batch_statistics(set_mode(changed, False)), reference, reference.live)
 
 
 def _with_batch_statistics(graph: Graph) -> Graph:
@@ -120,10 +124,10 @@ def _with_batch_statistics(graph: Graph) -> Graph:
     return graph
 
 
-def _divergence(run: Any, reference: _Reference) -> float:
+def _divergence(run: Any, reference: _Reference, expected: tuple[Any, ...]) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
-        for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
+        for inputs, outputs in zip(reference.inputs, expected, strict=True):
             n = inputs[0].shape[0]
             total += n * float(distillation_loss(run(*inputs), outputs, None, _SETTINGS))
             count += n

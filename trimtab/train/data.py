@@ -136,6 +136,22 @@ def take(batches: Sequence[Batch], samples: int) -> tuple[Batch, ...]:
     return tuple(found)
 
 
+def mixed(batches: Sequence[Batch], samples: int, seed: int) -> tuple[Batch, ...]:
+    """`samples` samples of batches in memory, drawn at random: data on disk are often sorted by class.
+
+    The statistics of a batch of one class are not those of the data. Batches whose shapes differ (text padded
+    batch by batch) are drawn whole.
+    """
+    generator = torch.Generator().manual_seed(int(digest("mixed", seed)[:8], 16))
+    shapes = {tuple(tuple(t.shape[1:]) for t in tensors(batch)) for batch in batches}
+    if len(shapes) > 1:
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return take([batches[i] for i in order], samples)
+    whole, per = join(batches), max(size(batch) for batch in batches)
+    order = torch.randperm(size(whole), generator=generator)[:samples]
+    return tuple(pick(whole, part) for part in torch.split(order, per))
+
+
 def split(batches: Sequence[Batch], seed: int) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
     """A choosing and a proving half of batches in memory, seeded.
 
