@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,15 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from trimtab.core.errors import FileError
 from trimtab.hardware.energy import dynamic_energy
+from trimtab.hardware.fields import figure, known, section, tables, text, toml, wrong
 
 FAMILIES = ("server cpu", "cpu", "gpu", "tpu", "npu", "mcu", "fpga", "neuromorphic")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int16", "int8", "int4")
 HOLDS = ("weights", "activations")
 _NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
-_BYTES = 1 << 20
-"""The largest file that is read."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +100,7 @@ def read(path: Path) -> Description:
         FileError: the file is missing or no TOML, a figure or its source is missing, negative or not finite, or a key
             is unknown; the message names file, key, what was found and what was expected.
     """
-    try:
-        size = path.stat().st_size
-        if size > _BYTES:
-            raise FileError("device", where=path, got=f"{size} bytes", expected=f"at most {_BYTES}")
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(
-            "device: cannot be read", where=path, got=error.strerror or error, expected="a TOML file"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise FileError("device: not TOML", where=path, got=error) from error
-    return describe(data, str(path))
+    return describe(toml(path), str(path))
 
 
 def describe(data: Mapping[str, Any], where: str) -> Description:
@@ -124,35 +110,35 @@ def describe(data: Mapping[str, Any], where: str) -> Description:
         FileError: as for `read`.
     """
     wanted = ("name", "title", "family", "peak", "energy", "memory", "static", "overhead")
-    _known(data, where, "", wanted, ("limits", "operators", "operating"))
-    name, family = _text(data, "name", where), _text(data, "family", where)
+    known(data, where, "", wanted, ("limits", "operators", "operating"))
+    name, family = text(data, "name", where), text(data, "family", where)
     if not _NAME.fullmatch(name):
-        raise _wrong(where, "name", repr(name[:80]), "small letters, digits and - _ . between them")
+        raise wrong(where, "name", repr(name[:80]), "small letters, digits and - _ . between them")
     if family not in FAMILIES:
-        raise _wrong(where, "family", repr(family[:80]), f"one of {', '.join(FAMILIES)}")
+        raise wrong(where, "family", repr(family[:80]), f"one of {', '.join(FAMILIES)}")
     sources: dict[str, str] = {}
     peak = _by_precision(data, "peak", where, sources, zero=False)
     energy = _by_precision(data, "energy", where, sources, zero=True)
     if set(peak) != set(energy):
         odd = sorted(set(peak) ^ set(energy))[0]
-        raise _wrong(where, f"energy.{odd}" if odd in peak else f"peak.{odd}", "nothing", "a figure for each precision")
+        raise wrong(where, f"energy.{odd}" if odd in peak else f"peak.{odd}", "nothing", "a figure for each precision")
     if not {"fp32", "int8"} & set(peak):
-        raise _wrong(where, "peak", ", ".join(peak), "fp32, int8 or both among them")
-    limits = _section(data, "limits", where, sources, (), ("sram", "flash")) if "limits" in data else {}
+        raise wrong(where, "peak", ", ".join(peak), "fp32, int8 or both among them")
+    limits = section(data, "limits", where, sources, (), ("sram", "flash")) if "limits" in data else {}
     return Description(
         name=name,
-        title=_text(data, "title", where),
+        title=text(data, "title", where),
         family=family,
         peak=peak,
         energy=energy,
         memory=_memory(data["memory"], where, sources),
-        static=_figure(_section(data, "static", where, sources, ("watts",)), "watts", where, "static.", zero=True),
-        overhead=_figure(
-            _section(data, "overhead", where, sources, ("seconds",)), "seconds", where, "overhead.", zero=True
+        static=figure(section(data, "static", where, sources, ("watts",)), "watts", where, "static.", zero=True),
+        overhead=figure(
+            section(data, "overhead", where, sources, ("seconds",)), "seconds", where, "overhead.", zero=True
         ),
         sources=sources,
-        sram=_figure(limits, "sram", where, "limits.") if "sram" in limits else None,
-        flash=_figure(limits, "flash", where, "limits.") if "flash" in limits else None,
+        sram=figure(limits, "sram", where, "limits.") if "sram" in limits else None,
+        flash=figure(limits, "flash", where, "limits.") if "flash" in limits else None,
         operators=_operators(data, where, sources),
         operating=_operating(data.get("operating", []), where, sources),
     )
@@ -195,36 +181,36 @@ def at(description: Description, point: Operating) -> Description:
 
 def _memory(entries: Any, where: str, sources: dict[str, str]) -> tuple[Memory, ...]:
     found: list[Memory] = []
-    for i, entry in enumerate(_tables(entries, "memory", where)):
+    for i, entry in enumerate(tables(entries, "memory", where)):
         key = f"memory[{i}]."
-        _known(entry, where, key, ("name", "capacity", "bandwidth", "energy", "source"), ("holds", "clocked"))
-        name = _text(entry, "name", where, key)
+        known(entry, where, key, ("name", "capacity", "bandwidth", "energy", "source"), ("holds", "clocked"))
+        name = text(entry, "name", where, key)
         if name in {m.name for m in found}:
-            raise _wrong(where, f"{key}name", repr(name[:80]), "another name than the levels before it")
+            raise wrong(where, f"{key}name", repr(name[:80]), "another name than the levels before it")
         holds, clocked = entry.get("holds", list(HOLDS)), entry.get("clocked", False)
         if not isinstance(holds, list) or not holds or any(h not in HOLDS for h in holds):
-            raise _wrong(where, f"{key}holds", repr(holds)[:80], f"a list of {' and '.join(HOLDS)}")
+            raise wrong(where, f"{key}holds", repr(holds)[:80], f"a list of {' and '.join(HOLDS)}")
         if not isinstance(clocked, bool):
-            raise _wrong(where, f"{key}clocked", repr(clocked)[:80], "true or false")
-        sources[f"memory.{name}"] = _text(entry, "source", where, key)
-        capacity, bandwidth = (_figure(entry, k, where, key) for k in ("capacity", "bandwidth"))
-        energy = _figure(entry, "energy", where, key, zero=True)
+            raise wrong(where, f"{key}clocked", repr(clocked)[:80], "true or false")
+        sources[f"memory.{name}"] = text(entry, "source", where, key)
+        capacity, bandwidth = (figure(entry, k, where, key) for k in ("capacity", "bandwidth"))
+        energy = figure(entry, "energy", where, key, zero=True)
         found.append(Memory(name, capacity, bandwidth, energy, tuple(holds), clocked))
     for kind in HOLDS:
         if not any(kind in m.holds for m in found):
-            raise _wrong(where, "memory", f"no level that holds {kind}", "at least one")
+            raise wrong(where, "memory", f"no level that holds {kind}", "at least one")
     return tuple(found)
 
 
 def _operating(entries: Any, where: str, sources: dict[str, str]) -> tuple[Operating, ...]:
     found = []
-    for i, entry in enumerate(_tables(entries, "operating", where)):
+    for i, entry in enumerate(tables(entries, "operating", where)):
         key = f"operating[{i}]."
-        _known(entry, where, key, ("volt", "hertz", "source"), ())
-        point = Operating(_figure(entry, "volt", where, key), _figure(entry, "hertz", where, key))
+        known(entry, where, key, ("volt", "hertz", "source"), ())
+        point = Operating(figure(entry, "volt", where, key), figure(entry, "hertz", where, key))
         if point in found:
-            raise _wrong(where, key.rstrip("."), point.name, "another point than those before it")
-        sources[f"operating.{point.name}"] = _text(entry, "source", where, key)
+            raise wrong(where, key.rstrip("."), point.name, "another point than those before it")
+        sources[f"operating.{point.name}"] = text(entry, "source", where, key)
         found.append(point)
     return tuple(found)
 
@@ -232,73 +218,17 @@ def _operating(entries: Any, where: str, sources: dict[str, str]) -> tuple[Opera
 def _operators(data: Mapping[str, Any], where: str, sources: dict[str, str]) -> tuple[str, ...] | None:
     if "operators" not in data:
         return None
-    names = _section(data, "operators", where, sources, ("names",))["names"]
+    names = section(data, "operators", where, sources, ("names",))["names"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise _wrong(where, "operators.names", repr(names)[:80], "a list of names such as conv2d")
+        raise wrong(where, "operators.names", repr(names)[:80], "a list of names such as conv2d")
     return tuple(names)
 
 
 def _by_precision(
     data: Mapping[str, Any], key: str, where: str, sources: dict[str, str], *, zero: bool
 ) -> dict[str, float]:
-    section = _section(data, key, where, sources, (), PRECISIONS)
-    found = {p: _figure(section, p, where, f"{key}.", zero=zero) for p in PRECISIONS if p in section}
+    section = section(data, key, where, sources, (), PRECISIONS)
+    found = {p: figure(section, p, where, f"{key}.", zero=zero) for p in PRECISIONS if p in section}
     if not found:
-        raise _wrong(where, key, "no precision", f"at least one of {', '.join(PRECISIONS)}")
+        raise wrong(where, key, "no precision", f"at least one of {', '.join(PRECISIONS)}")
     return found
-
-
-def _section(
-    data: Mapping[str, Any],
-    key: str,
-    where: str,
-    sources: dict[str, str],
-    wanted: tuple[str, ...],
-    optional: tuple[str, ...] = (),
-) -> Mapping[str, Any]:
-    """A table of the file whose keys are as expected; its source is noted."""
-    section = data[key]
-    if not isinstance(section, dict):
-        raise _wrong(where, key, repr(section)[:80], f"a table [{key}]")
-    _known(section, where, f"{key}.", (*wanted, "source"), optional)
-    sources[key] = _text(section, "source", where, f"{key}.")
-    return section
-
-
-def _tables(entries: Any, key: str, where: str) -> list[dict[str, Any]]:
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise _wrong(where, key, repr(entries)[:80], f"tables [[{key}]]")
-    return entries
-
-
-def _known(
-    table: Mapping[str, Any], where: str, prefix: str, wanted: tuple[str, ...], optional: tuple[str, ...]
-) -> None:
-    for key in wanted:
-        if key not in table:
-            raise _wrong(where, f"{prefix}{key}", "nothing", "it to be given")
-    for key in table:
-        if key not in (*wanted, *optional):
-            raise _wrong(where, f"{prefix}{key[:80]}", "an unknown key", f"one of {', '.join((*wanted, *optional))}")
-
-
-def _figure(table: Mapping[str, Any], key: str, where: str, prefix: str = "", *, zero: bool = False) -> float:
-    """A finite number above 0, or from 0 on."""
-    value = table[key]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise _wrong(
-            where, f"{prefix}{key}", repr(value)[:80], f"a finite number {'of 0 or more' if zero else 'above 0'}"
-        )
-    return float(value)
-
-
-def _text(table: Mapping[str, Any], key: str, where: str, prefix: str = "") -> str:
-    value = table[key]
-    if not isinstance(value, str) or not value.strip():
-        raise _wrong(where, f"{prefix}{key}", repr(value)[:80], "a text that is not empty")
-    return " ".join(value.split())
-
-
-def _wrong(where: str, key: str, got: str, expected: str) -> FileError:
-    return FileError(f"device: {key}", where=where, got=got, expected=expected)
