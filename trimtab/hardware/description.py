@@ -227,8 +227,8 @@ def _operators(data: Mapping[str, Any], where: str, sources: dict[str, str]) -> 
 def _by_precision(
     data: Mapping[str, Any], key: str, where: str, sources: dict[str, str], *, zero: bool
 ) -> dict[str, float]:
-    section = section(data, key, where, sources, (), PRECISIONS)
-    found = {p: figure(section, p, where, f"{key}.", zero=zero) for p in PRECISIONS if p in section}
+    given = section(data, key, where, sources, (), PRECISIONS)
+    found = {p: figure(given, p, where, f"{key}.", zero=zero) for p in PRECISIONS if p in given}
     if not found:
         raise wrong(where, key, "no precision", f"at least one of {', '.join(PRECISIONS)}")
     return found

@@ -42,12 +42,12 @@ def section(
     optional: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
     """A table of the file whose keys are as expected; its source is noted."""
-    section = data[key]
-    if not isinstance(section, dict):
-        raise wrong(where, key, repr(section)[:80], f"a table [{key}]")
-    known(section, where, f"{key}.", (*wanted, "source"), optional)
-    sources[key] = text(section, "source", where, f"{key}.")
-    return section
+    found = data[key]
+    if not isinstance(found, dict):
+        raise wrong(where, key, repr(found)[:80], f"a table [{key}]")
+    known(found, where, f"{key}.", (*wanted, "source"), optional)
+    sources[key] = text(found, "source", where, f"{key}.")
+    return found
 
 
 def tables(entries: Any, key: str, where: str) -> list[dict[str, Any]]:
