@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from pathlib import Path
+
 from trimtab.core.errors import InputError, RuntimeMissing
-from trimtab.core.target import RUNTIMES, Target
+from trimtab.core.target import Target
+from trimtab.hardware.description import catalog, read
+from trimtab.run import KNOWN
 from trimtab.run.cpu import Cpu
+from trimtab.run.described import Described
 from trimtab.run.device import Device
+from trimtab.run.remote.device import remote
 
 
 def devices() -> tuple[Device, ...]:
     """Every device that has a name: this machine's processor with each of its runtimes, and the others."""
-    return (Cpu(), *(Cpu(name) for name in RUNTIMES))
+    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), *(Described(d) for d in catalog()))
+
+
+def name_of(device: Device) -> str:
+    """The text that names a device in a target: a runtime of this machine's processor has its own."""
+    return device.runtime or device.name if isinstance(device, Cpu) else device.name
+
+
+def family_of(device: Device) -> str:
+    """What kind of device it is: `cpu`, `gpu`, `npu`, `mcu`, ..."""
+    return device.description.family if isinstance(device, Described) else "cpu"
+
+
+def title_of(device: Device) -> str:
+    """One phrase for people."""
+    if isinstance(device, Described):
+        return device.description.title
+    if isinstance(device, Cpu) and device.runtime is None:
+        usable = [runtime.name for runtime in KNOWN if runtime.available() is None]
+        return f"this machine, in the fastest of {', '.join(usable) or 'none'}, by the clock"
+    return "this machine"
 
 
 def device_of(target: Target) -> Device:
@@ -21,12 +48,23 @@ def device_of(target: Target) -> Device:
     """
     if target.device == "cpu":
         device: Device = Cpu(target.runtime)
+    elif target.device.startswith(("http://", "https://")):
+        device = remote(target.device, target.runtime)
+    elif target.device.endswith(".toml"):
+        device = Described(read(Path(target.device)), path=target.device)
     else:
-        raise InputError(
-            "target", got=repr(target.device), expected="a device of `trimtab targets`", do="See `trimtab targets`."
-        )
+        device = _named(target.device)
     missing = device.available()
     if missing:
         what, _, do = missing.partition(". ")
         raise RuntimeMissing("target", where=target.name, got=what, do=f"{do.rstrip('.')}." if do else None)
     return device
+
+
+def _named(name: str) -> Device:
+    """A device of the list, by its name."""
+    known = {name_of(device): device for device in devices()}
+    if name not in known:
+        close = " or ".join(get_close_matches(name, known, n=3, cutoff=0.5))
+        raise InputError("target", got=repr(name), expected=close or "a device", do="See `trimtab targets`.")
+    return known[name]
