@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.compress.plan import step_of
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.context import Progress, quiet
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, NotRunnable
 from trimtab.core.goal import Goal
 from trimtab.core.metric import Metric
 from trimtab.core.plan import Plan
@@ -23,7 +23,7 @@ from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
 from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
-from trimtab.pipeline.pays import correction, faster
+from trimtab.pipeline.pays import correction, faster, obstacle
 from trimtab.pipeline.points import Point, best, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
@@ -34,6 +34,8 @@ from trimtab.search.front import front
 
 MIDDLE = 0.5
 """Share of the quantised original's cost at which the table is checked."""
+MEMORY = "device memory"
+"""What binds where nothing was found that fits into the device."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,18 @@ def _plans(run: Run, found: Survey, original: Point) -> tuple[Candidate, ...]:
 
     chosen = settled(prepared, f"bounds {minimise} {sorted(bounds)}", settle)
     off = ", ".join(f"{name} {100 * (value - 1):+.0f} %" for name, value in chosen["off"].items())
-    run.notes.append(f"Against the table, a plan in the middle measured {off}; plans were allocated with that.")
-    return plans(chosen["bounds"])
+    source = prepared.device.source
+    run.notes.append(f"Against the table, a plan in the middle was {source} at {off}; plans were allocated with that.")
+    return _fitting(run, plans(chosen["bounds"]), original)
+
+
+def _fitting(run: Run, plans: tuple[Candidate, ...], original: Point) -> tuple[Candidate, ...]:
+    """The plans that fit into the device, where the original does not; the others are failed trials."""
+    if original.clocked.lacks is None:
+        return plans
+    found = [(c, obstacle(run.prepared, c, original)) for c in plans]
+    run.failed += [Trial(c.name, c.plan, error=why, stage="allocate") for c, why in found if why is not None]
+    return tuple(c for c, why in found if why is None)
 
 
 def _quantised(run: Run, original: Point) -> Point:
@@ -180,7 +192,7 @@ def _tried(run: Run, name: str, plan: Plan, original: Point) -> Point | None:
     """A point, or None with a failed trial on record."""
     try:
         return point(run.prepared, run.folder, name, plan, original)
-    except (RuntimeError, InputError) as error:  # one network that breaks must not end the run
+    except (RuntimeError, InputError, NotRunnable) as error:  # one network that breaks must not end the run
         run.failed.append(Trial(name, plan, error=f"{type(error).__name__}: {error}", stage="build"))
         return None
 
@@ -227,7 +239,9 @@ def _choose(points: Sequence[Point], goal: Goal, against: Metric | None) -> Poin
         score = {"score": p.validate} if p.validate else {}
         return goal.missed({**p.metrics, **p.clocked.metrics, **score}, against.value if against else None)
 
-    can_run = [p for p in points if p.reference == p.file or p.name != "original"]
+    # Where nothing fits into the device, the best of all is kept, and the report says what it lacks.
+    able = [p for p in points if p.reference == p.file or p.name != "original"]
+    can_run = [p for p in able if p.clocked.lacks is None] or able
     found = best(can_run, goal.minimise, lambda p: missed(p) == 0)
     return found if found is not None else min(can_run, key=missed)
 
@@ -243,7 +257,7 @@ def _write(
         trials.append(trial)
     against = better(proofs["original"].metrics.get("score"), (control or {}).get("score"))
     won = next(t for t in trials if t.name == winner.name)
-    made = load(run.folder / "front" / winner.name)
+    made, clocked = load(run.folder / "front" / winner.name), proofs[winner.name].clocked
     record = Record(
         task=prepared.context.task.name,
         target=prepared.context.target,
@@ -252,10 +266,10 @@ def _write(
         original=trials[0].metrics,
         control=control,
         chosen=winner.name,
-        runtime=proofs[winner.name].clocked.runtime,
+        runtime=clocked.runtime,
         trials=[*trials, *run.failed],
-        binding=run.goal.binding(won.metrics, against.value if against else None),
-        notes=tuple(dict.fromkeys((*prepared.notes, *made.notes, *run.notes))),
+        binding=MEMORY if clocked.lacks else run.goal.binding(won.metrics, against.value if against else None),
+        notes=tuple(dict.fromkeys((*prepared.notes, *made.notes, *run.notes, *clocked.notes))),
         layers=layer_rows(prepared.graph, made),
         timeline=run.timeline,
     )

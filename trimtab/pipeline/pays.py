@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from trimtab.compress.plan import apply_plan
+from trimtab.core.errors import NotRunnable
 from trimtab.core.metric import show
 from trimtab.core.plan import Plan
 from trimtab.pipeline.candidates import Candidate
@@ -53,27 +55,42 @@ def paying(
 
 
 def correction(prepared: Prepared, candidate: Candidate, original: Point) -> dict[str, float]:
-    """How much more a plan costs on the target than the table said: measured over predicted, for latency and size.
+    """How much more a plan costs on the target than the table said, by cost: found over predicted.
 
     Args:
         prepared: the task.
         candidate: its plan, without training, is built, exported and timed.
         original: the original, timed beside.
     """
-    graph = apply_plan(prepared.graph, candidate.plan, prepared.context)
-    target = prepared.context.target
-    with tempfile.TemporaryDirectory() as folder:
-        file = write_point(graph, candidate.plan, Path(folder))
-        inputs = example_inputs(graph, target.batch)
-        timed = prepared.device.clock(original.reference, {"": file}, target, inputs, 3.0)[""]
-        measured = {"latency": timed.metrics["latency"].value, "size": size_of(prepared.device, file).value}
-    return {name: value / candidate.predicted[name] for name, value in measured.items()}
+    timed, size = _sized(prepared, candidate.plan, original, 3.0)
+    found = {name: timed.metrics[name].value for name in ("latency", "energy") if name in timed.metrics}
+    found["size"] = size
+    return {name: value / candidate.predicted[name] for name, value in found.items() if candidate.predicted[name] > 0}
+
+
+def obstacle(prepared: Prepared, candidate: Candidate, original: Point) -> str | None:
+    """Why a plan's network cannot run on the target, or None: asked where the original does not fit there."""
+    try:
+        _sized(prepared, candidate.plan, replace(original, clocked=replace(original.clocked, lacks=None)), 0.5)
+    except NotRunnable as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _timed(prepared: Prepared, plan: Plan, original: Point) -> Clocked:
+    return _sized(prepared, plan, original, 1.5)[0]
+
+
+def _sized(prepared: Prepared, plan: Plan, original: Point, seconds: float) -> tuple[Clocked, float]:
+    """What a plan's network costs without training, and its bytes.
+
+    Where the original does not fit into the device, the network may not either, and is modelled as its own reference.
+    """
     graph = apply_plan(prepared.graph, plan, prepared.context)
     target = prepared.context.target
     with tempfile.TemporaryDirectory() as folder:
         file = write_point(graph, plan, Path(folder))
         inputs = example_inputs(graph, target.batch)
-        return prepared.device.clock(original.reference, {"": file}, target, inputs, 1.5)[""]
+        reference = file if original.clocked.lacks else original.reference
+        timed = prepared.device.clock(reference, {"": file}, target, inputs, seconds)[""]
+        return timed, size_of(prepared.device, file).value
