@@ -111,7 +111,7 @@ def _design(x: np.ndarray) -> np.ndarray:
 
 def _kernel(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.exp(-np.maximum(squares, 0.0) / (2 * width**2 * a.shape[1]))
+    return np.asarray(np.exp(-np.maximum(squares, 0.0) / (2 * width**2 * a.shape[1])))
 
 
 def _figures(layer: Layer) -> list[float]:

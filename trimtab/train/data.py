@@ -145,8 +145,7 @@ def mixed(batches: Sequence[Batch], samples: int, seed: int) -> tuple[Batch, ...
     generator = torch.Generator().manual_seed(int(digest("mixed", seed)[:8], 16))
     shapes = {tuple(tuple(t.shape[1:]) for t in tensors(batch)) for batch in batches}
     if len(shapes) > 1:
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        return take([batches[i] for i in order], samples)
+        return take([batches[int(i)] for i in torch.randperm(len(batches), generator=generator)], samples)
     whole, per = join(batches), max(size(batch) for batch in batches)
     order = torch.randperm(size(whole), generator=generator)[:samples]
     return tuple(pick(whole, part) for part in torch.split(order, per))
