@@ -18,7 +18,7 @@ from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.pipeline.allocate import total
 from trimtab.pipeline.space import Rest, Space, factors, shapes, space_of
-from trimtab.pipeline.table import layers
+from trimtab.run.shapes import layers
 
 
 @pytest.fixture(scope="module")

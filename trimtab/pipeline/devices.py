@@ -7,17 +7,20 @@ from pathlib import Path
 
 from trimtab.core.errors import InputError, RuntimeMissing
 from trimtab.core.target import Target
+from trimtab.hardware.accelerator import accelerators
 from trimtab.hardware.description import catalog, read
 from trimtab.run import KNOWN
 from trimtab.run.cpu import Cpu
 from trimtab.run.described import Described
 from trimtab.run.device import Device
 from trimtab.run.remote.device import remote
+from trimtab.run.zigzag import ZigZag
 
 
 def devices() -> tuple[Device, ...]:
     """Every device that has a name: this machine's processor with each of its runtimes, and the others."""
-    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), *(Described(d) for d in catalog()))
+    modelled: tuple[Device, ...] = (*(Described(d) for d in catalog()), *(ZigZag(a) for a in accelerators()))
+    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), *modelled)
 
 
 def name_of(device: Device) -> str:
@@ -27,6 +30,8 @@ def name_of(device: Device) -> str:
 
 def family_of(device: Device) -> str:
     """What kind of device it is: `cpu`, `gpu`, `npu`, `mcu`, ..."""
+    if isinstance(device, ZigZag):
+        return "accelerator"
     return device.description.family if isinstance(device, Described) else "cpu"
 
 
@@ -34,6 +39,8 @@ def title_of(device: Device) -> str:
     """One phrase for people."""
     if isinstance(device, Described):
         return device.description.title
+    if isinstance(device, ZigZag):
+        return device.accelerator.title
     if isinstance(device, Cpu) and device.runtime is None:
         usable = [runtime.name for runtime in KNOWN if runtime.available() is None]
         return f"this machine, in the fastest of {', '.join(usable) or 'none'}, by the clock"

@@ -15,7 +15,7 @@ from trimtab.core.metric import Metric, metric
 from trimtab.graph.executed import executed
 from trimtab.graph.model import Graph
 from trimtab.hardware.layer import Layer
-from trimtab.pipeline.table import layers
+from trimtab.run.shapes import layers
 
 Rows = Callable[[Sequence[Layer]], Sequence[float]]
 """Seconds of layers: the measured table, or a `LayerModel` for shapes that nobody measured."""

@@ -22,7 +22,7 @@ from trimtab.graph.coupling import Group, groups
 from trimtab.graph.model import Graph
 from trimtab.hardware.layer import Layer
 from trimtab.pipeline.allocate import Assignment, Factor
-from trimtab.pipeline.table import layers
+from trimtab.run.shapes import layers
 
 SHARES = (0.75, 0.5, 0.25)
 """Of a width, to choose from."""
