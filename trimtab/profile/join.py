@@ -14,7 +14,7 @@ _LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput")
 
 
 @dataclass(frozen=True)
-class _Wiring:
+class Wiring:
     """Who makes and who reads each value, by position, and which operators depend on constants alone."""
 
     makers: Mapping[str, int]
@@ -55,7 +55,7 @@ def join(network: Network, kernels: Sequence[Kernel]) -> tuple[Group, ...]:
         network: as read from the file.
         kernels: timed on the network's marked model.
     """
-    wiring = _wiring(network)
+    wiring = wiring_of(network)
     owner = _owned(network, kernels)
     ran = frozenset(owner)
     _absorb(network, kernels, owner, wiring)
@@ -118,7 +118,7 @@ def _representative(network: Network, kernels: Sequence[Kernel], owner: dict[int
     return index
 
 
-def _absorb(network: Network, kernels: Sequence[Kernel], owner: dict[int, int], wiring: _Wiring) -> None:
+def _absorb(network: Network, kernels: Sequence[Kernel], owner: dict[int, int], wiring: Wiring) -> None:
     """A kernel of another kind than its last operator stands for the whole pattern that ends there.
 
     So a `Gelu` named after a multiplication takes the error function before it, and a `Conv` named after an
@@ -131,7 +131,7 @@ def _absorb(network: Network, kernels: Sequence[Kernel], owner: dict[int, int], 
                 _upstream(network, wiring, owner, position)
 
 
-def _upstream(network: Network, wiring: _Wiring, owner: dict[int, int], start: int) -> None:
+def _upstream(network: Network, wiring: Wiring, owner: dict[int, int], start: int) -> None:
     waiting = [start]
     while waiting:
         position = waiting.pop()
@@ -145,7 +145,7 @@ def _upstream(network: Network, wiring: _Wiring, owner: dict[int, int], start: i
                 waiting.append(maker)
 
 
-def _spread(network: Network, owner: dict[int, int], wiring: _Wiring) -> None:
+def _spread(network: Network, owner: dict[int, int], wiring: Wiring) -> None:
     """Give what is left to the kernel of a neighbour, until nothing changes."""
     changed = True
     while changed:
@@ -158,7 +158,7 @@ def _spread(network: Network, owner: dict[int, int], wiring: _Wiring) -> None:
                     changed = True
 
 
-def _neighbour(network: Network, owner: dict[int, int], wiring: _Wiring, position: int) -> int | None:
+def _neighbour(network: Network, owner: dict[int, int], wiring: Wiring, position: int) -> int | None:
     """The operator in whose kernel this one was fused; None as long as that one has no kernel itself."""
     op = network.ops[position]
     after = [i for name in op.makes for i in wiring.readers.get(name, ()) if i in owner]
@@ -169,7 +169,8 @@ def _neighbour(network: Network, owner: dict[int, int], wiring: _Wiring, positio
     return max(owned) if owned else None
 
 
-def _wiring(network: Network) -> _Wiring:
+def wiring_of(network: Network) -> Wiring:
+    """Who makes and reads what in a network."""
     makers: dict[str, int] = {}
     readers: dict[str, list[int]] = {}
     known, constant = set(network.constants), set()
@@ -180,11 +181,11 @@ def _wiring(network: Network) -> _Wiring:
         if all(name in known for name in op.reads):
             known.update(op.makes)
             constant.add(position)
-    return _Wiring(makers, readers, frozenset(constant))
+    return Wiring(makers, readers, frozenset(constant))
 
 
 def _border(
-    network: Network, members: Sequence[int], ran: frozenset[int], wiring: _Wiring
+    network: Network, members: Sequence[int], ran: frozenset[int], wiring: Wiring
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that come into a group and that leave it, by value.
 
@@ -211,7 +212,7 @@ def _border(
     return read, written
 
 
-def _stored(network: Network, ran: frozenset[int], wiring: _Wiring, name: str) -> str:
+def _stored(network: Network, ran: frozenset[int], wiring: Wiring, name: str) -> str:
     """The value that lies in memory where an operator reads `name`."""
     maker = wiring.makers.get(name)
     if maker is not None and maker not in ran and network.ops[maker].kind == "DequantizeLinear":

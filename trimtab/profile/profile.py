@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,15 @@ from trimtab.hardware.machine import machine
 from trimtab.hardware.roofline import Ceilings, bound
 from trimtab.profile.advice import advice, gains
 from trimtab.profile.join import Group, join, peak_memory
-from trimtab.profile.network import Network, Op, read, write
+from trimtab.profile.network import Network, Op
+from trimtab.profile.opened import inputs_of, opened, try_once
 from trimtab.profile.probe import probe
 from trimtab.profile.row import Row
 from trimtab.run import Runtime, runtime, runtimes
-from trimtab.run.export import export_onnx
 from trimtab.run.kernels import kernels
 from trimtab.run.measure import latency, measure
 from trimtab.run.pinned import pinned
-from trimtab.run.runtime import Array, Session, first_line
+from trimtab.run.runtime import Session
 
 _INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|DynamicQuantize)|Integer$|_[iu]8$", re.IGNORECASE)
 """Kernels that compute in integers: operators of ONNX Runtime, and the end of OpenVINO's primitives."""
@@ -36,6 +35,8 @@ _WHOLE = 1.0
 """Seconds to time the whole network for."""
 _SECONDS, _RUNS = 0.5, (20, 300)
 """Time to run kernels for, and bounds on how often: a short burst could fall into a busy moment of the machine."""
+_BLUR, _ABOVE, _MUCH = 1e-5, 1.2, 0.1
+"""Seconds that the profiler's clock tells well; above how much of its ceiling how much of the time is doubtful."""
 _ADDED = "(added by the runtime)"
 
 
@@ -105,21 +106,17 @@ def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ce
     usable = machine().usable
     if not 1 <= wanted.threads <= usable:  # a runtime would start any number
         raise InputError("profile: threads", got=wanted.threads, expected=f"1 to {usable}")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = Path(what) if isinstance(what, (str, Path)) else folder / "network.onnx"
-        if isinstance(what, Graph):
-            export_onnx(what, path)
-        network = read(path, wanted.batch)
-        own = folder / "marked.onnx"
-        write(network, own)
+    with opened(what, wanted.batch) as found:
+        network = found.network
         try:
-            chosen, whole = _fastest(own, network, wanted)
+            chosen, whole = _fastest(found.marked, network, wanted)
         except FileError as error:  # it names our temporary copy
-            raise FileError(error.what, where=path, got=error.got, expected=error.expected, do=error.do) from error
+            raise FileError(
+                error.what, where=found.path, got=error.got, expected=error.expected, do=error.do
+            ) from error
         runs = int(np.clip(_SECONDS / whole.value, *_RUNS))
         with pinned(wanted.threads):
-            timed = kernels(own, chosen.name, _inputs(network), threads=wanted.threads, runs=runs)
+            timed = kernels(found.marked, chosen.name, inputs_of(network), threads=wanted.threads, runs=runs)
     roof = ceilings or probe(chosen.name, wanted.threads)
     groups = join(network, timed)
     rows = _rows(network, groups, roof)
@@ -130,46 +127,25 @@ def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ce
         rows=tuple(sorted(rows, key=lambda row: -row.seconds)),
         totals={**_totals(network, groups, rows, whole), **_own_parameters(what)},
         ceilings=roof,
-        notes=_notes(network, groups, wanted),
+        notes=(*_notes(network, groups, wanted), *_doubts(rows)),
     )
 
 
 def _fastest(path: Path, network: Network, target: Target) -> tuple[Runtime, Metric]:
     """The target's runtime, or the fastest one here, with the latency of the whole network."""
     asked = (runtime(target.runtime),) if target.runtime else runtimes()
-    inputs = list(_inputs(network).values())
+    inputs = list(inputs_of(network).values())
     sessions: dict[str, Session] = {}
     try:
         for one in asked:
             sessions[one.name] = one.load(path, threads=target.threads)
-            _try(sessions[one.name], inputs, path)
+            try_once(sessions[one.name], inputs, path)
         found = {name: latency(timing) for name, timing in measure(sessions, inputs, _WHOLE, target.threads).items()}
     finally:
         for session in sessions.values():
             session.close()
     best = min(found, key=lambda name: found[name].value)
     return runtime(best), found[best]
-
-
-def _try(session: Session, inputs: list[Array], path: Path) -> None:
-    try:
-        session.run(inputs)
-    except Exception as error:  # a runtime raises errors of its own, without a common base
-        raise FileError("profile: the network does not run", where=path, got=first_line(error)) from error
-
-
-def _inputs(network: Network) -> dict[str, Array]:
-    """Normal floats, zero integers, false booleans: what every network takes."""
-    from onnx import helper
-
-    rng = np.random.default_rng(0)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in network.model.graph.input}
-    made: dict[str, Array] = {}
-    for name in network.inputs:
-        dtype, shape = helper.tensor_dtype_to_np_dtype(kinds[name]), network.values[name].shape
-        floating = np.issubdtype(dtype, np.floating)
-        made[name] = rng.standard_normal(shape, np.float32).astype(dtype) if floating else np.zeros(shape, dtype)
-    return made
 
 
 def _rows(network: Network, groups: tuple[Group, ...], ceilings: Ceilings) -> list[Row]:
@@ -249,6 +225,14 @@ def _totals(network: Network, groups: tuple[Group, ...], rows: list[Row], whole:
         "kernels": summed,
         "latency": whole,
     }
+
+
+def _doubts(rows: list[Row]) -> tuple[str, ...]:
+    """A sentence where much of the time beats its ceiling; rows that the clock of whole microseconds blurs apart."""
+    above = sum(row.share for row in rows if row.seconds > _BLUR and (row.achieved or 0.0) > _ABOVE)
+    if above < _MUCH:
+        return ()
+    return (f"Rows of {above:.0%} of the time beat their ceiling: was the machine busy? Run `trimtab probe --fresh`.",)
 
 
 def _own_parameters(what: Graph | Path | str) -> dict[str, Metric]:

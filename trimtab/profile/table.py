@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from trimtab.core.metric import show
 from trimtab.hardware.roofline import Ceilings, ridge
 from trimtab.profile.advice import advice
+from trimtab.profile.fusion import STATES, Fate, Fusion
+from trimtab.profile.network import QUANTISING
 from trimtab.profile.profile import Profile
 from trimtab.profile.row import Row
 
@@ -82,6 +84,39 @@ def ceilings_table(found: Sequence[Ceilings]) -> Table:
         made.add_row("one more node", *(show(c.overhead.value, "s") for c in found))
         made.add_row("fp32 ridge, MACs/byte", *(_ridge(c) for c in found))
     return made
+
+
+def fusion_table(found: Fusion, limit: int | None = None) -> Table:
+    """A row for each kernel that a runtime runs: the operators that it computes, or why it computes only one.
+
+    Args:
+        found: what the runtime made of the file.
+        limit: kernels to show; None for all.
+    """
+    from rich.table import Table
+
+    by_step: dict[int, list[Fate]] = {}
+    for fate in found.fates:
+        if fate.step is not None:
+            by_step.setdefault(fate.step, []).append(fate)
+    made = Table(title=f"What {found.runtime} computes together")
+    for name in ("operators", "layer", "kernel", "why not with others"):
+        made.add_column(name, overflow="fold")
+    for step in sorted(by_step)[:limit]:
+        together = by_step[step]
+        head = next((fate for fate in together if fate.state != "fused"), together[0])
+        plain = [f.operator for f in together if f.operator not in QUANTISING] or [head.operator]
+        inside = " in Q/DQ" if len(plain) < len(together) and head.operator not in QUANTISING else ""
+        made.add_row(f"{'+'.join(plain)}{inside}", head.layer, head.kernel, "" if head.state == "kernel" else head.told)
+    if limit is not None and len(by_step) > limit:
+        made.add_row(f"{len(by_step) - limit} more", "", "", "")
+    return made
+
+
+def fusion_summary(found: Fusion) -> str:
+    """The counts in one sentence."""
+    told = ", ".join(f"{count} {STATES[state]}" for state, count in found.counts.items() if count)
+    return f"{len(found.fates) - found.counts['added']} operators in the file, {found.kernels} kernels: {told}."
 
 
 def _ridge(ceilings: Ceilings) -> str:

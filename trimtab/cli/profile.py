@@ -1,0 +1,95 @@
+"""Profile: where the time of a network goes on a target, and what could help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import trimtab
+from trimtab.cli.options import Json, TargetName
+from trimtab.cli.show import as_json, note, printed
+from trimtab.core.errors import InputError
+from trimtab.core.target import Target, parse
+
+if TYPE_CHECKING:
+    from trimtab.graph.model import Graph
+    from trimtab.report.html import Safe
+
+
+def profile(
+    what: Annotated[
+        str, typer.Argument(metavar="TASK|FILE.onnx", help="A task, or a file of any origin.", show_default=False)
+    ],
+    target: TargetName = "cpu",
+    rows: Annotated[int | None, typer.Option(min=1, help="Print so many rows.", show_default="all")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the layers under this machine's ceilings.")] = False,
+    fusion: Annotated[
+        bool, typer.Option("--fusion", help="Show instead what each runtime computes together, and what not and why.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The picture, .svg or .html.", show_default="roofline.svg"),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Show where the time and the bytes go, layer by layer, what binds each layer and what could help."""
+    device = parse(target)
+    if fusion and plot:
+        raise InputError("profile", got="--fusion and --plot", expected="one of the two")
+    if fusion:
+        _fusion(what, device, rows, json)
+        return 0
+    from trimtab.profile.table import summary
+    from trimtab.profile.table import table as layers
+    from trimtab.report.picture import check_name
+    from trimtab.report.roofline import roofline
+
+    picture = out or Path("roofline.svg")
+    check_name(picture)
+    found = trimtab.profile(Path(what) if what.endswith(".onnx") else trimtab.load_task(what), device)
+    if plot:
+        _saved(roofline(found, Path(what).stem), picture)
+    if json:
+        as_json(found.json())
+        return 0
+    printed(layers(found, rows))
+    print()
+    print(*summary(found), sep="\n")
+    return 0
+
+
+def _fusion(what: str, target: Target, rows: int | None, json: bool) -> None:
+    """Of the target's runtime, or of each that is installed."""
+    from trimtab.profile.fusion import fusion
+    from trimtab.profile.table import fusion_summary, fusion_table
+    from trimtab.run import runtimes
+
+    network = _network(what)
+    names = (target.runtime,) if target.runtime else tuple(r.name for r in runtimes())
+    found = [fusion(network, name, target) for name in names]
+    if json:
+        as_json([one.json() for one in found])
+        return
+    for one in found:
+        printed(fusion_table(one, rows))
+        print(fusion_summary(one), end="\n\n")
+
+
+def _network(what: str) -> Path | Graph:
+    """The file, or the task's network as captured."""
+    if what.endswith(".onnx"):
+        return Path(what)
+    from trimtab.graph.capture import capture
+    from trimtab.graph.modes import set_mode
+
+    task = trimtab.load_task(what)
+    return set_mode(capture(task.model, task.example), False)
+
+
+def _saved(picture: Safe, path: Path) -> None:
+    from trimtab.report.picture import save
+
+    save(picture, path)
+    note(f"the picture is in {path}")
