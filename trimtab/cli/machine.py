@@ -1,4 +1,4 @@
-"""Machine: profile, targets, probe and doctor, which look at what there is to run on."""
+"""Machine: targets, probe and doctor, which look at what there is to run on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-import trimtab
 from trimtab._version import VERSION
 from trimtab.cli.options import Json, TargetName
 from trimtab.cli.show import as_json, lines, printed, table
@@ -18,31 +17,6 @@ from trimtab.core.metric import show
 from trimtab.core.target import parse
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def profile(
-    what: Annotated[
-        str, typer.Argument(metavar="TASK|FILE.onnx", help="A task, or a file of any origin.", show_default=False)
-    ],
-    target: TargetName = "cpu",
-    rows: Annotated[
-        int | None, typer.Option(min=1, help="Print so many of the slowest layers.", show_default="all")
-    ] = None,
-    json: Json = False,
-) -> int:
-    """Show where the time and the bytes go, layer by layer."""
-    device = parse(target)
-    from trimtab.profile.table import summary
-    from trimtab.profile.table import table as layers
-
-    found = trimtab.profile(Path(what) if what.endswith(".onnx") else trimtab.load_task(what), device)
-    if json:
-        as_json(found.json())
-        return 0
-    printed(layers(found, rows))
-    print()
-    print(*summary(found), sep="\n")
-    return 0
 
 
 def targets(json: Json = False) -> int:
