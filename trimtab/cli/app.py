@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import VERSION
-from trimtab.cli import files, machine, profile, runs
+from trimtab.cli import device, files, machine, profile, runs
 
 app = typer.Typer(
     help="Makes a trained network fit the hardware that it must run on.",
@@ -21,6 +21,7 @@ app = typer.Typer(
 for command in (
     *(runs.fit, runs.compress, runs.apply),
     *(files.choose, files.verify, files.report),
+    device.device,
     *(profile.profile, machine.targets, machine.probe, machine.doctor),
 ):
     app.command()(command)

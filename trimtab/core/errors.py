@@ -70,6 +70,10 @@ class NotRunnable(ExportError):
     """A device cannot run the artifact: an operator it lacks, or more memory than it has."""
 
 
+class DeviceError(TrimtabError):
+    """A machine that measures for us is gone, slow, wants another token, or answers nonsense."""
+
+
 class GoalNotMet(TrimtabError):
     """No network found meets the goal; the nearest front was saved. Exit status 3."""
 

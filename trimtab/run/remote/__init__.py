@@ -1,0 +1,1 @@
+"""Remote: another machine measures. `trimtab device` serves there, and a target of its address asks it from here."""
