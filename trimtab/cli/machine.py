@@ -20,21 +20,20 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def targets(json: Json = False) -> int:
-    """List what a network can be made to run on here."""
-    from trimtab.run import OnnxRuntime, OpenVino, runtimes
+    """List what a network can be made to run on: what is measured, what is modelled, and what is missing."""
+    from trimtab.pipeline.devices import devices, family_of, name_of, title_of
 
-    usable = [r.name for r in runtimes()]
-    found = [
-        ("cpu", "measured" if usable else "missing", f"the fastest of {', '.join(usable) or 'none'}, by the clock")
-    ]
-    for each in (OnnxRuntime(), OpenVino()):
-        missing = each.available()
-        found.append((each.name, "missing" if missing else "measured", missing or f"version {each.version()}"))
+    found = []
+    for device in devices():
+        missing = device.available()
+        state, note = ("missing", missing) if missing else (device.source, title_of(device))
+        found.append((name_of(device), family_of(device), state, note))
     if json:
-        as_json([dict(zip(("name", "state", "note"), row, strict=True)) for row in found])
+        as_json([dict(zip(("name", "family", "state", "note"), row, strict=True)) for row in found])
     else:
-        table(("target", "", ""), found)
-        print("\nSettings follow a colon: openvino:batch=8,threads=2,precision=fp32")
+        table(("target", "family", "figures are", ""), found)
+        print("\nA target is also a file that describes a device (./board.toml).")
+        print("Settings follow a colon: openvino:batch=8,threads=2,precision=fp32")
     return 0
 
 
