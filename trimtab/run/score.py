@@ -15,7 +15,6 @@ from trimtab.core.errors import InputError
 from trimtab.core.metric import Metric, metric
 from trimtab.core.task import Batch, Score, unpack
 from trimtab.graph.model import Outputs
-from trimtab.run import runtime as runtime_of
 from trimtab.run.runtime import Array, Session, read_onnx
 
 NAMED = "named"
@@ -51,6 +50,8 @@ def file_outputs(path: Path, runtime: str, batches: Iterable[Batch], where: str,
         where: the name of the data, for errors.
         threads: that the runtime may use.
     """
+    from trimtab.run import runtime as runtime_of  # what the package's own runtimes import comes before it is whole
+
     session = runtime_of(runtime).load(path, None, threads)
     targets: list[Any] = []
 
