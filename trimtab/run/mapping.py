@@ -90,8 +90,10 @@ def _found(accelerator: Accelerator, layer: Layer, batch: int) -> Mapped:
     from zigzag.stages.mapping.spatial_mapping_generation import SpatialMappingGeneratorStage
     from zigzag.stages.mapping.temporal_mapping_generator_stage import TemporalMappingGeneratorStage
     from zigzag.stages.results.reduce_stages import MinimalEDPStage
+    from zigzag.workload.layer_attributes import LayerTemporalOrdering
 
-    node = LayerNodeFactory(_workload(layer, batch), [_hints(accelerator, layer)]).create()
+    node = LayerNodeFactory(_workload(layer, batch), [_hints(accelerator)]).create()
+    node.temporal_ordering = LayerTemporalOrdering(_order(accelerator, layer))
     stage = MinimalEDPStage(
         [SpatialMappingGeneratorStage, MinimalEDPStage, TemporalMappingGeneratorStage, CostModelStage],
         accelerator=AcceleratorFactory(_hardware(accelerator)).create(),
@@ -140,12 +142,8 @@ def _workload(layer: Layer, batch: int) -> dict[str, Any]:
     }
 
 
-def _hints(accelerator: Accelerator, layer: Layer) -> dict[str, Any]:
-    """What may be spread along each side, and the loops that are innermost where the layer has them."""
-    y, x = _sides(layer.result)
-    fy, fx = _sides(layer.kernel)
-    sizes = {"x": x, "y": y, "kernel_x": fx, "kernel_y": fy}
-    order: list[list[str]] = [[_LOOPS[loop], "*"] for loop in accelerator.order if sizes.get(loop, 2) > 1]
+def _hints(accelerator: Accelerator) -> dict[str, Any]:
+    """What may be spread along each side."""
     return {
         "name": "default",
         "spatial_mapping": None,
@@ -153,8 +151,17 @@ def _hints(accelerator: Accelerator, layer: Layer) -> dict[str, Any]:
         "spatial_mapping_hint": {
             f"D{i}": [_LOOPS[loop] for loop in loops] for i, loops in enumerate(accelerator.unroll, 1)
         },
-        "temporal_ordering": order,
     }
+
+
+def _order(accelerator: Accelerator, layer: Layer) -> list[list[str]]:
+    """Loops of fixed place: the dataflow's innermost, and groups outermost where none are spread over the array."""
+    y, x = _sides(layer.result)
+    fy, fx = _sides(layer.kernel)
+    sizes = {"x": x, "y": y, "kernel_x": fx, "kernel_y": fy}
+    inner = [[_LOOPS[loop], "*"] for loop in accelerator.order if sizes.get(loop, 2) > 1]
+    apart = layer.groups > 1 and not any("groups" in loops for loops in accelerator.unroll)
+    return [*inner, ["*", "*"], ["G", "*"]] if apart else inner
 
 
 def _hardware(accelerator: Accelerator) -> dict[str, Any]:
