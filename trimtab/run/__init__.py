@@ -1,13 +1,15 @@
 """Run: export a graph, load it in a runtime, time it, and check what it computes in."""
 
 from trimtab.core.errors import InputError
+from trimtab.run.executorch import ExecuTorch
+from trimtab.run.inductor import Inductor
 from trimtab.run.onnxruntime import OnnxRuntime
 from trimtab.run.openvino import OpenVino
 from trimtab.run.runtime import Runtime, Session
 
-__all__ = ["OnnxRuntime", "OpenVino", "Runtime", "Session", "runtime", "runtimes"]
+__all__ = ["ExecuTorch", "Inductor", "OnnxRuntime", "OpenVino", "Runtime", "Session", "runtime", "runtimes"]
 
-KNOWN: tuple[Runtime, ...] = (OnnxRuntime(), OpenVino())
+KNOWN: tuple[Runtime, ...] = (OnnxRuntime(), OpenVino(), ExecuTorch(), Inductor())
 """Every runtime of this machine's processor; the first is the default."""
 QUICK = ("onnxruntime", "openvino")
 """Those that load the ONNX file itself, in a moment: a target that names no runtime tries these."""

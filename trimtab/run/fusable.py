@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,8 @@ class IntegerSupport:
             quantised range behind them is theirs: lowest level 0 after relu (zero point 0), highest at most 6
             after relu6. Otherwise ONNX Runtime runs the convolution itself in floating point.
         units: element-wise and pooling operators with an integer kernel of their own, input and output quantised.
+        whole: it has no floating point at all: units, and what only moves values, are quantised on both sides, and
+            so is the input of the network.
         activation: integers of activations.
         weight: integers of weights.
     """
@@ -77,6 +79,7 @@ class IntegerSupport:
     concats: frozenset[Any]
     activations: frozenset[Any]
     units: frozenset[Any] = frozenset()
+    whole: bool = False
     activation: IntegerType = field(default=IntegerType(8, signed=False, symmetric=False, per_channel=False))
     weight: IntegerType = field(default=IntegerType(8, signed=True, symmetric=True, per_channel=True))
 
@@ -166,5 +169,33 @@ INTEGER = IntegerSupport(
 )
 """What both do, so that one file runs well in either."""
 
-SUPPORT: Mapping[str, IntegerSupport] = {"onnxruntime": ONNXRUNTIME, "openvino": OPENVINO}
+_FLOAT_BETWEEN = frozenset({_ATEN.pixel_shuffle.default, _ATEN.channel_shuffle.default})
+
+ETHOS_U = IntegerSupport(
+    weighted={op: replace(kind, float_output=False) for op, kind in _WEIGHTED.items() if "conv3d" not in str(op)},
+    joins=_ADD | _MUL | _SUB,
+    shares=_SHARES - _FLOAT_BETWEEN,
+    concats=frozenset({_ATEN.cat.default}),
+    activations=_FOLDED,
+    units=_POOLS
+    | _FOLDED
+    | {_ATEN.mean.dim, _ATEN.sigmoid.default, _ATEN.tanh.default, _ATEN.hardswish.default}
+    | {_ATEN.hardswish_.default, _ATEN.hardsigmoid.default, _ATEN.gelu.default, _ATEN.silu.default},
+    whole=True,
+)
+"""Arm Ethos-U through ExecuTorch 1.5 and Vela 5.2: everything in integers or on the processor beside it. Element-wise
+functions become tables. Softmax, norms, 3-d and transposed convolutions, pixel shuffle and operations with a number
+fall back."""
+
+EXECUTORCH = IntegerSupport(
+    weighted={op: replace(kind, float_output=False) for op, kind in _WEIGHTED.items() if "conv3d" not in str(op)},
+    joins=_ADD | _MUL,
+    shares=_SHARES - _FLOAT_BETWEEN,
+    concats=frozenset(),
+    activations=_FOLDED,
+)
+"""XNNPACK in ExecuTorch 1.5: a quantised layer needs a quantised output too, concatenation one scale for all. Strided
+slices leave XNNPACK and run in floating point."""
+
+SUPPORT: Mapping[str, IntegerSupport] = {"onnxruntime": ONNXRUNTIME, "openvino": OPENVINO, "executorch": EXECUTORCH}
 """By the runtime's name."""

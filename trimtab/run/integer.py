@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import InputError, NotInteger
+from trimtab.run.executorch import ExecuTorch
 from trimtab.run.layers import Layer, layers, source
+from trimtab.run.lowered import graph_beside, lowered, multiplications
 from trimtab.run.openvino import compiled
 from trimtab.run.runtime import read_onnx
 
@@ -45,7 +47,8 @@ def integer_report(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
 
     Args:
         path: the ONNX file.
-        runtime: `onnxruntime` or `openvino`.
+        runtime: one of those of this machine's processor. `executorch` and `inductor` are asked about what they
+            make of the graph beside the file.
 
     Raises:
         FileError: the file cannot be read. RuntimeMissing: the runtime is not installed.
@@ -58,6 +61,10 @@ def integer_report(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
     elif runtime == "openvino":
         runtime_of(runtime).load(path, 1).close()  # says what is missing
         runs = _openvino(path, found)
+    elif runtime == "executorch":
+        runs = _named(_executorch(path), found)
+    elif runtime == "inductor":
+        runs = _named(_inductor(path, found), found)
     else:
         raise InputError("integer kernels", got=repr(runtime), expected="onnxruntime or openvino")
     return tuple(
@@ -121,6 +128,31 @@ def _openvino(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]
                 runs.setdefault(name.partition("/")[0], run)
     for layer in found:
         yield next((runs[mark] for mark in layer.marks if mark in runs), ("unknown", ""))
+
+
+def _named(runs: Mapping[str, tuple[str, str]], found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
+    for layer in found:
+        yield runs.get(layer.name, ("unknown", ""))
+
+
+def _executorch(path: Path) -> dict[str, tuple[str, str]]:
+    """Of each layer, as the program says of itself: only XNNPACK multiplies integers."""
+    from trimtab.run.pte import account
+
+    (program,) = ExecuTorch().artifact(path)
+    rows = account(program).get("layers", [])
+    return {row["weight"].removesuffix(".weight"): (row["precision"], row["kernel"]) for row in rows}
+
+
+def _inductor(path: Path, found: tuple[Layer, ...]) -> dict[str, tuple[str, str]]:
+    """Of each layer: integer kernels keep the scale of their weight, and with it the name."""
+    graph = graph_beside(path)
+    runs = {layer.name: ("fp32", "torch") for layer in found}
+    for node, integer in multiplications(lowered(graph, graph.example(1))):
+        scales = [str(n.target) for n in node.all_input_nodes if str(n.target).endswith(".weight_scale")]
+        if integer and scales:
+            runs[scales[0].removesuffix(".weight_scale")] = ("int8", str(node.target))
+    return runs
 
 
 def _text(facts: Any, key: str) -> str:
