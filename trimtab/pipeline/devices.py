@@ -9,7 +9,7 @@ from trimtab.core.errors import InputError, RuntimeMissing
 from trimtab.core.target import Target
 from trimtab.hardware.accelerator import accelerators
 from trimtab.hardware.description import catalog, read
-from trimtab.run import KNOWN
+from trimtab.run import KNOWN, runtimes
 from trimtab.run.cpu import Cpu
 from trimtab.run.described import Described
 from trimtab.run.device import Device
@@ -42,7 +42,7 @@ def title_of(device: Device) -> str:
     if isinstance(device, ZigZag):
         return device.accelerator.title
     if isinstance(device, Cpu) and device.runtime is None:
-        usable = [runtime.name for runtime in KNOWN if runtime.available() is None]
+        usable = [runtime.name for runtime in runtimes()]
         return f"this machine, in the fastest of {', '.join(usable) or 'none'}, by the clock"
     return "this machine"
 
