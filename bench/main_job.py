@@ -100,7 +100,7 @@ def line(row: str, seed: int, folder: Path) -> dict[str, Any]:
         "ratio": metrics["latency_ratio"],
         "runtime": report["runtime"],
         "others": others,
-        "size": metrics["size_ratio"]["value"],
+        "size": metrics.get("size_ratio", {"value": 1.0})["value"],
         "gzip": first / squeezed,
         "seconds": sum(s["seconds"] for s in report["timeline"] if s["stage"] != "control"),
         "wanted": ROWS[row][2],

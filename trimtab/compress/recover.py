@@ -20,7 +20,7 @@ from trimtab.train.recipe import Distillation, Recipe
 
 @dataclass(frozen=True)
 class Distil:
-    """Train for some steps on alpha L_task + (1 - alpha) T^2 KL(teacher || student) (eq. 15-16).
+    """Train for some steps on alpha L_task + (1 - alpha) T^2 KL(teacher || student) + features L_features (eq. 15-17).
 
     The teacher is the context's: the captured original. `alpha=1` is plain training on the labels, and
     what the control is given.
@@ -30,6 +30,7 @@ class Distil:
         temperature: T, above 0.
         alpha: share of the task's own loss, 0 to 1.
         match: `auto`, `classes` or `values`: what the teacher's outputs are.
+        features: weight of the distance between the two networks' features where both still have them (eq. 17).
         optimiser: `sgd` (Nesterov momentum 0.9) or `adamw`.
         lr: highest learning rate, on a one-cycle schedule.
         weight_decay: of weights.
@@ -41,13 +42,15 @@ class Distil:
     Raises:
         InputError: a setting is out of range, or there is no training data, or neither loss nor teacher.
 
-    Source: Hinton, Vinyals & Dean (2015), Distilling the Knowledge in a Neural Network, section 2.
+    Source: Hinton, Vinyals & Dean (2015), Distilling the Knowledge in a Neural Network, section 2;
+    Romero et al. (2015), FitNets, for the features.
     """
 
     steps: int
     temperature: float = 4.0
     alpha: float = 0.1
     match: Literal["auto", "classes", "values"] = "auto"
+    features: float = 0.0
     optimiser: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     weight_decay: float = 5e-4
@@ -78,7 +81,7 @@ class Distil:
             weight_decay=self.weight_decay,
             precision=self.precision,
             channels_last=self.channels_last,
-            distil=Distillation(self.temperature, self.alpha, self.match),
+            distil=Distillation(self.temperature, self.alpha, self.match, self.features),
             ema=self.ema,
             seed=self.seed,
         ).check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ class Goal:
         return self
 
     def binding(self, metrics: Mapping[str, Metric], reference: float | None) -> str | None:
-        """The constraint that `metrics` misses by most (relatively), or None if all hold.
+        """The constraint that `metrics` misses by most (by its logarithm), or None if all hold.
 
         Args:
             metrics: of one point.
@@ -60,7 +61,10 @@ class Goal:
         return max(missed, key=lambda name: missed[name]) if missed else None
 
     def missed(self, metrics: Mapping[str, Metric], reference: float | None) -> float:
-        """By how much the goal is missed, the relative sum over its constraints; 0 if it is met."""
+        """By how much the goal is missed, the sum of the logarithms over its constraints; 0 if it is met.
+
+        Twice the allowed drop is as far as half the wanted speed.
+        """
         return sum(self._missed(metrics, reference).values())
 
     def _missed(self, metrics: Mapping[str, Metric], reference: float | None) -> dict[str, float]:
@@ -69,11 +73,12 @@ class Goal:
         if self.max_drop is not None and score is not None and reference is not None:
             drop = reference - score.value if score.direction == "up" else score.value - reference
             if drop > self.max_drop + 1e-9:  # 0.91 - 0.90 is a little more than 0.01
-                missed["max_drop"] = (drop - self.max_drop) / max(self.max_drop, 1e-3)
+                missed["max_drop"] = math.log1p((drop - self.max_drop) / max(self.max_drop, 1e-3))
         for name, bound in self.at_most.items():
             if name in metrics and metrics[name].value > bound:
-                missed[name] = metrics[name].value / bound - 1
+                missed[name] = math.log1p((metrics[name].value - bound) / max(abs(bound), 1e-30))
         for name, bound in self.at_least.items():
             if name in metrics and metrics[name].value < bound:
-                missed[name] = 1 - metrics[name].value / bound
+                value = metrics[name].value
+                missed[name] = math.log1p((bound - value) / max(abs(value), 1e-9 * abs(bound), 1e-30))
         return missed

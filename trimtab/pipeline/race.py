@@ -20,6 +20,10 @@ from trimtab.train.loop import steps_for
 
 EXPONENT = 0.5
 """A drop shrinks about as steps^-EXPONENT until two rungs have shown how it does here."""
+RATE = 0.02
+FEATURES = 30.0
+"""Highest learning rate and weight of the features: ResNet-56 cut to 0.43 of its multiply-adds was at 82.6 % after 200
+steps with 0.05 and no features, 86.8 with 0.02, 85.7 with 0.05 and weight 10, 88.2 with 0.02 and 30."""
 SAFETY = 0.7
 """Share of the allowed drop that a prediction may use: the control may gain what the candidate must then make good."""
 
@@ -57,7 +61,9 @@ def training(graph: Graph, context: Context, steps: int, *, brief: bool = False)
     normed = any("batch_norm" in str(n.target) for n in graph.nodes())
     half = 0.5 if brief else 1.0
     plain = (
-        Distil(steps, lr=0.05 * half) if normed else Distil(steps, optimiser="adamw", lr=5e-4 * half, weight_decay=0.01)
+        Distil(steps, lr=RATE * half, features=FEATURES)
+        if normed
+        else Distil(steps, optimiser="adamw", lr=5e-4 * half, weight_decay=0.01, features=FEATURES)
     )
     return replace(plain, seed=context.seed).resolve(graph, context)
 

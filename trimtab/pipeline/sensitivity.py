@@ -24,7 +24,7 @@ from trimtab.pipeline.space import Space
 from trimtab.train.distil import distillation_loss
 from trimtab.train.recipe import Distillation
 
-SAMPLES = 128
+SAMPLES = 256
 """Calibration samples that a sensitivity is from."""
 _SETTINGS = Distillation(temperature=1.0)
 

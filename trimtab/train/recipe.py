@@ -20,11 +20,13 @@ class Distillation:
             `classes` where the labels are integers, or where there are none and the output is
             [N, classes], and `values` elsewhere. Classes are dimension 1, in [N, length, classes]
             the last.
+        features: weight of the distance between features (`train.features`), 0 or more.
     """
 
     temperature: float = 4.0
     alpha: float = 0.1
     match: Literal["auto", "classes", "values"] = "auto"
+    features: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Recipe:
         if self.distil is not None:
             _within("temperature", self.distil.temperature, 1e-6, math.inf, "above 0")
             _within("alpha", self.distil.alpha, 0, 1, "a share from 0 to 1")
+            _within("features", self.distil.features, 0, math.inf, "a weight, 0 or more")
             _one_of("match", self.distil.match, ("auto", "classes", "values"))
         return self
 

@@ -20,6 +20,7 @@ from trimtab.graph.modes import set_mode
 from trimtab.train.answers import Answers
 from trimtab.train.data import checked, tensors
 from trimtab.train.distil import distillation_loss
+from trimtab.train.features import feature_loss, places, tapped
 from trimtab.train.network import Learner
 from trimtab.train.recipe import Distillation, Recipe, rate
 
@@ -38,6 +39,7 @@ class Training:
         steps: how many are done.
         position: `(epoch, index)` of the next batch.
         answers: where the teacher's answers are kept; None asks each time.
+        taps: the features of the last call, of the network and of its teacher; None where none are compared.
     """
 
     tensors: dict[str, Tensor]
@@ -49,6 +51,7 @@ class Training:
     steps: int = 0
     position: tuple[int, int] = (0, 0)
     answers: Answers | None = None
+    taps: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
 
 
 def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
@@ -66,9 +69,12 @@ def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
     distils = not labelled or (recipe.distil is not None and recipe.distil.alpha < 1)
     own = _prepared(graph, device, recipe, training=True)
     held = dict(own.tensors())  # before the network gives tied ones their further names
-    teacher = None
+    teacher, taps = None, None
     if distils:
         taught = _prepared(fold_batch_norm(context.teacher), device, recipe, training=False)
+        names = places(own, taught) if recipe.distil is not None and recipe.distil.features > 0 else ()
+        if names:
+            taps = tapped(own.net, names), tapped(taught.net, names)
         teacher = _learner(taught, recipe).requires_grad_(False)
     average = {k: v.detach().clone() for k, v in held.items() if v.dtype.is_floating_point}
     return Training(
@@ -78,6 +84,7 @@ def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
         teacher=teacher,
         optimiser=_optimiser(own, recipe),
         average=average if recipe.ema is not None else {},
+        taps=taps,
     )
 
 
@@ -165,14 +172,19 @@ def objective(training: Training, batch: Batch, task: Task, recipe: Recipe) -> T
     if training.teacher is None or training.network.last is None:
         raise InputError("train: the task's step did not call the network that it was given")
     args, kwargs, outputs = training.network.last
-    soft = distillation_loss(outputs, _taught(training, args, kwargs), target, recipe.distil or Distillation())
-    return soft if hard is None else alpha * hard + (1 - alpha) * soft
+    settings = recipe.distil or Distillation()
+    soft = distillation_loss(outputs, _taught(training, args, kwargs), target, settings)
+    loss = soft if hard is None else alpha * hard + (1 - alpha) * soft
+    if training.taps is None:
+        return loss
+    mine, theirs = training.taps
+    return loss + settings.features * feature_loss(mine, theirs)
 
 
 @torch.no_grad()
 def _taught(training: Training, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     teacher, answers = training.teacher, training.answers
-    if teacher is None or answers is None:
+    if teacher is None or answers is None or training.taps is not None:  # features are too large to keep
         return None if teacher is None else teacher(*args, **kwargs)
     return answers.to(list(tensors([args, kwargs])), training.position[0], lambda: teacher(*args, **kwargs))
 
