@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.errors import FileError, InputError, RuntimeMissing
-from trimtab.run.pte import account, made, program
 from trimtab.run.runtime import Array, Port, check_inputs, first_line
 
 _TYPES = {0: np.uint8, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.int64, 6: np.float32, 7: np.float64, 11: np.bool_}
@@ -44,6 +43,8 @@ class ExecuTorch:
     def artifact(self, file: Path) -> tuple[Path, ...]:
         """The program for one sample, made from the graph beside the file where it is missing."""
         self._needed()
+        from trimtab.run.pte import made
+
         return (made(file),)
 
     def load(self, path: Path, batch: int | None = None, threads: int = 1) -> EtSession:
@@ -56,6 +57,8 @@ class ExecuTorch:
         self._needed()
         if not path.exists():
             raise FileError("executorch", where=path, got="No such file")
+        from trimtab.run.pte import made  # brings torch
+
         own = made(path, batch or 1)
         _set_threads(threads)
         session = EtSession(own, batch, threads)
@@ -88,6 +91,8 @@ class EtSession:
     """A program loaded in ExecuTorch."""
 
     def __init__(self, path: Path, batch: int | None, threads: int) -> None:
+        from trimtab.run.pte import account, program
+
         self.threads = threads
         self._program = program(path)
         try:

@@ -11,7 +11,6 @@ from typing import Any
 from trimtab.core.errors import InputError, NotInteger
 from trimtab.run.executorch import ExecuTorch
 from trimtab.run.layers import Layer, layers, source
-from trimtab.run.lowered import graph_beside, lowered, multiplications
 from trimtab.run.openvino import compiled
 from trimtab.run.runtime import read_onnx
 
@@ -146,6 +145,8 @@ def _executorch(path: Path) -> dict[str, tuple[str, str]]:
 
 def _inductor(path: Path, found: tuple[Layer, ...]) -> dict[str, tuple[str, str]]:
     """Of each layer: integer kernels keep the scale of their weight, and with it the name."""
+    from trimtab.run.lowered import graph_beside, lowered, multiplications
+
     graph = graph_beside(path)
     runs = {layer.name: ("fp32", "torch") for layer in found}
     for node, integer in multiplications(lowered(graph, graph.example(1))):
