@@ -170,22 +170,30 @@ INTEGER = IntegerSupport(
 """What both do, so that one file runs well in either."""
 
 _FLOAT_BETWEEN = frozenset({_ATEN.pixel_shuffle.default, _ATEN.channel_shuffle.default})
+_TABLES = frozenset(
+    {
+        _ATEN.sigmoid.default,
+        _ATEN.tanh.default,
+        _ATEN.gelu.default,
+        _ATEN.silu.default,
+        _ATEN.hardswish.default,
+        _ATEN.hardswish_.default,
+        _ATEN.hardsigmoid.default,
+    }
+)
 
 ETHOS_U = IntegerSupport(
     weighted={op: replace(kind, float_output=False) for op, kind in _WEIGHTED.items() if "conv3d" not in str(op)},
     joins=_ADD | _MUL | _SUB,
-    shares=_SHARES - _FLOAT_BETWEEN,
+    shares=(_SHARES | _POOLS | _FOLDED | {_ATEN.mean.dim}) - _FLOAT_BETWEEN,
     concats=frozenset({_ATEN.cat.default}),
     activations=_FOLDED,
-    units=_POOLS
-    | _FOLDED
-    | {_ATEN.mean.dim, _ATEN.sigmoid.default, _ATEN.tanh.default, _ATEN.hardswish.default}
-    | {_ATEN.hardswish_.default, _ATEN.hardsigmoid.default, _ATEN.gelu.default, _ATEN.silu.default},
+    units=_TABLES,
     whole=True,
 )
-"""Arm Ethos-U through ExecuTorch 1.5 and Vela 5.2: everything in integers or on the processor beside it. Element-wise
-functions become tables. Softmax, norms, 3-d and transposed convolutions, pixel shuffle and operations with a number
-fall back."""
+"""Arm Ethos-U through ExecuTorch 1.5 and Vela 5.2: everything in integers, or on the processor beside it. Averages,
+and clips that no layer takes in, have no scale of their own there, as in Arm's quantiser; element-wise functions are
+tables. Softmax, norms, 3-d and transposed convolutions, pixel shuffle, and operations with a number fall back."""
 
 EXECUTORCH = IntegerSupport(
     weighted={op: replace(kind, float_output=False) for op, kind in _WEIGHTED.items() if "conv3d" not in str(op)},

@@ -168,7 +168,19 @@ def _wanted(graph: Graph, layers: Mapping[Node, Weighted], support: IntegerSuppo
             if inputs and all(_natural(i, wanted, support) for i in inputs):
                 wanted.update(inputs)
                 wanted.add(_result(node, support))
+            elif support.whole and _alone(node, wanted, support):
+                wanted.update((node.args[0], node))  # type: ignore[arg-type]
     return wanted
+
+
+def _alone(node: Node, wanted: set[Node], support: IntegerSupport) -> bool:
+    """Whether an operator of one tensor, that no layer takes in, reads integers and can give them."""
+    source = node.args[0] if node.args else None
+    if node.target not in support.units and not (node.target in support.shares and moves(node)):
+        return False
+    if not isinstance(source, Node) or not (_is_float(source) and _is_float(node)):
+        return False
+    return _natural(source, wanted, support)
 
 
 def joined(node: Node, support: IntegerSupport) -> list[Node]:
@@ -199,6 +211,8 @@ def moves(node: Node) -> bool:
 
 def _natural(node: Node, wanted: set[Node], support: IntegerSupport) -> bool:
     """Whether a tensor is quantised anyway, itself or before values were only moved."""
+    if support.whole and node.op == "placeholder":
+        return True
     while node not in wanted:
         if node.target not in support.shares or not moves(node) or not isinstance(node.args[0], Node):
             return False
@@ -252,6 +266,7 @@ def _unfused(
     fused = {_result(n, support) for n in (*layers, *(n for n in graph.nodes() if joined(n, support)))}
     for node in graph.nodes():
         inside = node in layers or node in fused or node.target in support.shares or node.op != "call_function"
+        inside = inside or (support.whole and node in wanted)
         quantised_join = bool(joined(node, support)) and _result(node, support) in wanted
         if not inside and not quantised_join and _is_float(node):
             counts[_plain(node)] = counts.get(_plain(node), 0) + 1

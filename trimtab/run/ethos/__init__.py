@@ -1,0 +1,1 @@
+"""Ethos: Arm's Ethos-U neural processors, modelled by the vendor's own compiler."""
