@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,9 @@ def profile(
     fusion: Annotated[
         bool, typer.Option("--fusion", help="Show instead what each runtime computes together, and what not and why.")
     ] = False,
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Show and draw instead throughput against latency over batch sizes.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="The picture, .svg or .html.", show_default="roofline.svg"),
@@ -36,10 +40,14 @@ def profile(
 ) -> int:
     """Show where the time and the bytes go, layer by layer, what binds each layer and what could help."""
     device = parse(target)
-    if fusion and plot:
-        raise InputError("profile", got="--fusion and --plot", expected="one of the two")
+    asked = [name for name, given in (("--plot", plot), ("--fusion", fusion), ("--batches", batches)) if given]
+    if len(asked) > 1:
+        raise InputError("profile", got=" and ".join(asked), expected="one of them")
     if fusion:
         _fusion(what, device, rows, json)
+        return 0
+    if batches:
+        _batches(what, device, out or Path("batches.svg"), json)
         return 0
     from trimtab.profile.table import summary
     from trimtab.profile.table import table as layers
@@ -75,6 +83,29 @@ def _fusion(what: str, target: Target, rows: int | None, json: bool) -> None:
     for one in found:
         printed(fusion_table(one, rows))
         print(fusion_summary(one), end="\n\n")
+
+
+def _batches(what: str, target: Target, picture: Path, json: bool) -> None:
+    """With the target's threads, and with one where it has more."""
+    from trimtab.graph.model import Graph
+    from trimtab.profile.batch import sweep
+    from trimtab.profile.table import batches_table
+    from trimtab.report.batches import batches
+    from trimtab.report.picture import check_name
+    from trimtab.run.export import export_onnx
+
+    check_name(picture)
+    network = _network(what)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx" if isinstance(network, Graph) else network
+        if isinstance(network, Graph):
+            export_onnx(network, path)
+        found = sweep(path, target, sorted({1, target.threads}))
+    _saved(batches(found, Path(what).stem), picture)
+    if json:
+        as_json([point.json() for point in found])
+    else:
+        printed(batches_table(found))
 
 
 def _network(what: str) -> Path | Graph:

@@ -16,6 +16,7 @@ _METRICS: dict[str, tuple[str, Direction]] = {
     "latency": ("s", "down"),
     "latency_ratio": ("1", "up"),
     "throughput": ("1/s", "up"),
+    "cost": ("s", "down"),
     "size": ("byte", "down"),
     "size_ratio": ("1", "up"),
     "macs": ("1", "down"),
@@ -27,7 +28,8 @@ _METRICS: dict[str, tuple[str, Direction]] = {
     "load_time": ("s", "down"),
     "agreement": ("fraction", "up"),
 }
-"""Unit and better direction of every metric whose name is fixed; `score` is the task's own."""
+"""Unit and better direction of every metric whose name is fixed; `score` is the task's own. `cost` is the time of one
+core that a sample takes: threads x latency / batch."""
 
 METRIC_NAMES = ("score", *_METRICS)
 

@@ -19,6 +19,7 @@ from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.core.trial import Trial
 from trimtab.graph.save import load
+from trimtab.pipeline.batch import batch_facts
 from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
 from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.folder import adopt, claim, write_study
@@ -179,7 +180,7 @@ def _quantised(run: Run, original: Point) -> Point:
     made = _tried(run, "int8", Plan((step_of(Quantise()),)), original)
     if made is None:
         return original
-    asked = run.goal.minimise == "latency"
+    asked = run.goal.minimise in ("latency", "cost")
     if settled(run.prepared, "int8 pays", lambda: not asked or faster(made.clocked, original.clocked)):
         return made
     run.notes.append("Quantise did not make the network faster on this target: it was not used.")
@@ -258,6 +259,8 @@ def _write(
     against = better(proofs["original"].metrics.get("score"), (control or {}).get("score"))
     won = next(t for t in trials if t.name == winner.name)
     made, clocked = load(run.folder / "front" / winner.name), proofs[winner.name].clocked
+    batch = batch_facts(prepared, run.goal, winner)
+    told = (*clocked.notes, *([batch["told"]] if batch else []))
     record = Record(
         task=prepared.context.task.name,
         target=prepared.context.target,
@@ -269,9 +272,10 @@ def _write(
         runtime=clocked.runtime,
         trials=[*trials, *run.failed],
         binding=MEMORY if clocked.lacks else run.goal.binding(won.metrics, against.value if against else None),
-        notes=tuple(dict.fromkeys((*prepared.notes, *made.notes, *run.notes, *clocked.notes))),
+        notes=tuple(dict.fromkeys((*prepared.notes, *made.notes, *run.notes, *told))),
         layers=layer_rows(prepared.graph, made),
         timeline=run.timeline,
+        batch=batch,
     )
     write_study(run.folder, [*trials, *run.failed])
     return write_record(record, run.folder)

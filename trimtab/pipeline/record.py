@@ -36,6 +36,7 @@ class Record:
         notes: sentences.
         layers: what became of each layer of the winner.
         timeline: stages with their seconds.
+        batch: what the winner costs by batch size, where cost was minimised.
     """
 
     task: str
@@ -51,6 +52,7 @@ class Record:
     notes: Sequence[str] = ()
     layers: Sequence[Mapping[str, Any]] = ()
     timeline: Sequence[Mapping[str, Any]] = field(default=())
+    batch: Mapping[str, Any] | None = None
 
     def json(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -86,6 +88,7 @@ class Record:
             "notes": list(self.notes),
             "layers": [dict(row) for row in self.layers],
             "timeline": [dict(row) for row in self.timeline],
+            **({"batch": dict(self.batch)} if self.batch is not None else {}),
         }
 
 

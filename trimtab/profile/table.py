@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trimtab.core.metric import show
 from trimtab.hardware.roofline import Ceilings, ridge
 from trimtab.profile.advice import advice
+from trimtab.profile.batch import BatchPoint, knee, pareto
 from trimtab.profile.fusion import STATES, Fate, Fusion
 from trimtab.profile.network import QUANTISING
 from trimtab.profile.profile import Profile
@@ -117,6 +118,22 @@ def fusion_summary(found: Fusion) -> str:
     """The counts in one sentence."""
     told = ", ".join(f"{count} {STATES[state]}" for state, count in found.counts.items() if count)
     return f"{len(found.fates) - found.counts['added']} operators in the file, {found.kernels} kernels: {told}."
+
+
+def batches_table(points: Sequence[BatchPoint]) -> Table:
+    """A row for each batch and number of threads; the knee of each number of threads, and what nothing beats."""
+    from rich.table import Table
+
+    front = pareto(points)
+    made = Table(title="Throughput against latency")
+    for name in ("batch", "threads", "runtime", "latency", "samples/s", "core time/sample", ""):
+        made.add_column(name, justify="left" if name in ("runtime", "") else "right")
+    for point in points:
+        bend = knee([p for p in points if p.threads == point.threads])
+        marks = [text for text, holds in (("knee", point == bend), ("on the front", point in front)) if holds]
+        figures = (show(point["latency"], "s"), f"{point['throughput']:,.0f}", show(point["cost"], "s"))
+        made.add_row(str(point.batch), str(point.threads), point.runtime, *figures, ", ".join(marks))
+    return made
 
 
 def _ridge(ceilings: Ceilings) -> str:

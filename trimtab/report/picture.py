@@ -123,19 +123,20 @@ def mark(kind: str, x: float, y: float, radius: float) -> Safe:
     return element("polygon", points=" ".join(f"{a:.2f},{b:.2f}" for a, b in corners), class_=f"mark {kind}")
 
 
-def named(texts: Iterable[tuple[str, float, float, float]], taken: list[Box]) -> list[Safe]:
+def named(texts: Iterable[tuple[str, float, float, float]], taken: list[Box], above: bool = False) -> list[Safe]:
     """Names beside their marks, the first ones first; one that would lie on another is left to the hover.
 
     Args:
         texts: each name with x, y and radius of its mark.
         taken: boxes to keep free: left, top, right, bottom; those of the names are added.
+        above: try the place above a mark first, rather than the one to the right.
     """
     parts = []
     for full, x, y, radius in texts:
         text = full if len(full) <= 28 else f"{full[:27]}…"
         width, gap = LETTER * len(text), radius + 5
         places = ((x + gap, y + 4), (x - gap - width, y + 4), (x - width / 2, y - gap), (x - width / 2, y + gap + 10))
-        for left, base in places:
+        for left, base in sorted(places, key=lambda place: place != places[2]) if above else places:
             box = (left - 2, base - 12, left + width + 2, base + 4)
             inside = box[0] > LEFT and box[2] < WIDTH - 4 and box[1] > TOP and box[3] < HEIGHT - BOTTOM
             if inside and not any(_overlap(box, other) for other in taken):

@@ -13,6 +13,7 @@ NAMES = {
     "latency": "latency",
     "latency_ratio": "times faster",
     "throughput": "throughput",
+    "cost": "time of a core per sample",
     "size": "size on disk",
     "size_ratio": "times smaller",
     "macs": "multiply-adds",

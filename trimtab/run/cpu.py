@@ -18,7 +18,7 @@ from trimtab.run.branches import layer_times
 from trimtab.run.device import Clocked
 from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
 from trimtab.run.integer import require_integer
-from trimtab.run.measure import Timing, latency, measure, ratio, throughput
+from trimtab.run.measure import Timing, cost, latency, measure, ratio, throughput
 from trimtab.run.runtime import Array, Session
 
 
@@ -34,7 +34,7 @@ class Cpu:
     name: str = "cpu"
     source: Source = "measured"
     precisions: tuple[str, ...] = ("fp32", "int8")
-    minimises: tuple[str, ...] = ("latency",)
+    minimises: tuple[str, ...] = ("latency", "cost")
 
     @property
     def support(self) -> IntegerSupport:
@@ -112,7 +112,8 @@ def _unsteady(timings: Sequence[Timing]) -> str:
 
 
 def _metrics(baseline: Timing, timing: Timing) -> dict[str, Metric]:
-    return {"latency": latency(timing), "latency_ratio": ratio(baseline, timing), "throughput": throughput(timing)}
+    times = {"latency": latency(timing), "latency_ratio": ratio(baseline, timing)}
+    return {**times, "throughput": throughput(timing), "cost": cost(timing)}
 
 
 def _check_threads(threads: int) -> None:

@@ -127,6 +127,13 @@ def throughput(timing: Timing) -> Metric:
     return metric("throughput", value, "measured", n=timing.n, interval=interval, how=_how(timing))
 
 
+def cost(timing: Timing) -> Metric:
+    """Seconds of one core that a sample takes: threads x latency / batch."""
+    each = timing.threads / timing.batch
+    interval = (each * timing.interval[0], each * timing.interval[1])
+    return metric("cost", each * timing.median_s, "measured", n=timing.n, interval=interval, how=_how(timing))
+
+
 def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap 95 % interval of the median (Efron 1979)."""
     sample = np.asarray(values)
