@@ -172,8 +172,10 @@ def predict(prior: Prior, measured: Any, latencies: Any) -> Prediction:
     times = np.asarray(latencies, dtype=np.float64)
     if times.shape != index.shape:
         raise InputError("predict: latencies", got=f"shape {times.shape}", expected=f"{index.shape}, as `measured`")
-    if not (np.isfinite(times).all() and (times > 0).all()):
-        raise InputError("predict: latencies", got=f"{times.tolist()}", expected="finite numbers above 0")
+    wrong = np.flatnonzero(~(np.isfinite(times) & (times > 0)))
+    if len(wrong):
+        place = f"measurement {wrong[0]}"
+        raise InputError("predict: latencies", where=place, got=times[wrong[0]], expected="a finite number above 0")
     found = [_posterior(prior, index, times, float(noise)) for noise in prior.noise]
     evidence = np.array([f.evidence for f in found])
     share = np.exp(evidence - evidence.max())
