@@ -9,6 +9,7 @@ import typer
 from trimtab.cli.options import Folder, Json
 from trimtab.cli.show import Bars, as_json, note, table
 from trimtab.core.errors import FileError
+from trimtab.core.target import parse
 
 
 def choose(
@@ -30,6 +31,10 @@ def verify(
     task: Annotated[
         str | None, typer.Option("--task", metavar="TASK", help="The task, to score it again.", show_default=False)
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The run's target, where it is an address.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Measure a run's network again, in a clean process."""
@@ -39,7 +44,7 @@ def verify(
 
     found = None if task is None else load_task(task)
     with Bars() as bars:
-        outcome = run(folder, found, progress=bars)
+        outcome = run(folder, found, target=parse(target) if target is not None else None, progress=bars)
     if json:
         as_json({"ok": outcome.ok, "rows": [vars(row) for row in outcome.rows]})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from trimtab.run import KNOWN, runtimes
 from trimtab.run.cpu import Cpu
 from trimtab.run.described import Described
 from trimtab.run.device import Device
-from trimtab.run.remote.device import remote
+from trimtab.run.remote.device import Remote, remote
 from trimtab.run.zigzag import ZigZag
 
 
@@ -66,6 +67,11 @@ def device_of(target: Target) -> Device:
         what, _, do = missing.partition(". ")
         raise RuntimeMissing("target", where=target.name, got=what, do=f"{do.rstrip('.')}." if do else None)
     return device
+
+
+def held_to(device: Device, runtime: str) -> Device:
+    """A device in the one of its runtimes that ran a point, where it has a choice of them."""
+    return replace(device, runtime=runtime) if isinstance(device, (Cpu, Remote)) else device
 
 
 def _named(name: str) -> Device:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.core.plan import Plan
 from trimtab.hardware.layer import Layer
 from trimtab.pipeline.allocate import Factor, Site
-from trimtab.pipeline.devices import device_of
+from trimtab.pipeline.devices import held_to
 from trimtab.pipeline.points import is_integer
 from trimtab.pipeline.prepare import Prepared, settled
 from trimtab.pipeline.sensitivity import refunds, sensitivities
@@ -52,8 +52,7 @@ def survey(prepared: Prepared, whole: Plan, clocked: Clocked, file: Path) -> Sur
     found = shapes(space)
     # What the clock says is settled here: a resumed run works with the table of its first start.
     said = settled(prepared, "whole", lambda: {"in": clocked.runtime, **_values(clocked)})
-    own = context.target.device == "cpu"
-    device = device_of(replace(context.target, runtime=said["in"])) if own else prepared.device
+    device = held_to(prepared.device, said["in"])
     context.progress("latency table", 0, len(found))
     rows = settled(prepared, "table", lambda: _rows(measure(found, device, context.target, device.version())))
     table = {(layer, p): rows[str((layer, p))] for layer in found for p in device.precisions}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.core.context import Progress, quiet
-from trimtab.core.errors import FileError
+from trimtab.core.errors import FileError, InputError
 from trimtab.core.goal import Goal
 from trimtab.core.metric import Metric, show
 from trimtab.core.store import read_json
@@ -17,7 +17,7 @@ from trimtab.core.target import Target
 from trimtab.core.task import Task
 from trimtab.graph.save import load
 from trimtab.pipeline.deploy import computes, example_inputs, size_of
-from trimtab.pipeline.devices import device_of
+from trimtab.pipeline.devices import device_of, held_to
 from trimtab.pipeline.prepare import prepare
 from trimtab.pipeline.prove import tested
 from trimtab.run.clean import clean_outputs
@@ -58,7 +58,9 @@ class Verification:
         return all(row.ok for row in self.rows)
 
 
-def verify(folder: Path, task: Task | None = None, *, progress: Progress = quiet) -> Verification:
+def verify(
+    folder: Path, task: Task | None = None, *, target: Target | None = None, progress: Progress = quiet
+) -> Verification:
     """Check the chosen network of a run.
 
     Size, integer kernels, agreement of the ONNX file with the torch files, and the latency ratio
@@ -68,6 +70,8 @@ def verify(folder: Path, task: Task | None = None, *, progress: Progress = quiet
     Args:
         folder: of the run; its files may come from a stranger.
         task: the task of the run, or None.
+        target: needed where the run was for a machine at an address: a token is sent to no address that the folder
+            alone names.
         progress: called as work goes on.
 
     Raises:
@@ -75,12 +79,12 @@ def verify(folder: Path, task: Task | None = None, *, progress: Progress = quiet
     """
     report = _report(folder)
     reported = _metrics(report)
-    target = Target(**{k: v for k, v in report["target"].items() if k in Target.__dataclass_fields__})
+    target = _target(report["target"], target)
     file = folder / MODEL
     runtime = str(report.get("runtime", "onnxruntime"))
     graph = load(folder)
     inputs = example_inputs(graph, max(target.batch, 8))
-    device = device_of(replace(target, runtime=runtime) if target.device == "cpu" else target)
+    device = held_to(device_of(target), runtime)
     rows = [_row("size", reported, size_of(device, file), 0.0)]
     if any(s.get("technique") == "Quantise" for s in _chosen(report)["plan"]):
         device.check(file, runtime)
@@ -107,6 +111,15 @@ def verify(folder: Path, task: Task | None = None, *, progress: Progress = quiet
         rows.append(Row("score", _shown(reported["score"]), "not measured again", True, "give --task to measure it"))
     progress("verify", 4, 4)
     return Verification(tuple(rows))
+
+
+def _target(reported: Mapping[str, Any], given: Target | None) -> Target:
+    """The target of a report, which may come from a stranger who would like a token to be sent to him."""
+    target = Target(**{k: v for k, v in reported.items() if k in Target.__dataclass_fields__})
+    if str(target.device).startswith(("http://", "https://")) and (given is None or given.device != target.device):
+        do = "Give that address as the target, if you trust it with your token."
+        raise InputError("verify: the report is of a machine at an address", got=repr(target.device), do=do)
+    return target
 
 
 def _report(folder: Path) -> dict[str, Any]:

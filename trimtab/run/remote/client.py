@@ -160,8 +160,8 @@ def _once(client: Client, method: str, path: str, body: bytes | None, seconds: f
         timer.start()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # answered before it had read all
             connection.request(method, path, body, {"Authorization": f"Bearer {client.token}"})
-        response = connection.getresponse()
-        data = response.read(ANSWER_BYTES + 1)
+        with connection.getresponse() as response:
+            data, left = response.read(ANSWER_BYTES + 1), response.length
     except (OSError, http.client.HTTPException) as error:
         _explain(client, error, late.is_set(), seconds)
     finally:
@@ -171,8 +171,8 @@ def _once(client: Client, method: str, path: str, body: bytes | None, seconds: f
         _explain(client, TimeoutError(), True, seconds)
     if len(data) > ANSWER_BYTES:
         raise nonsense(client, f"{path}: more than {ANSWER_BYTES >> 20} MiB")
-    if response.length:
-        raise nonsense(client, f"{path}: an answer cut short by {response.length} bytes")
+    if left:
+        raise nonsense(client, f"{path}: an answer cut short by {left} bytes")
     return response.status, data
 
 

@@ -196,7 +196,7 @@ class Remote:
         """A sentence where outputs there are not those here, so that a score taken here may not hold there."""
         local = runtime_of(runtime)
         if local.available() is not None:
-            return (f"its score was not checked there: {runtime} is not installed here.",)
+            return (f"The outputs were not checked there: {runtime} is not installed here.",)
         there = self.outputs(file, runtime, inputs, target.threads)
         with closing(local.load(file, target.batch, target.threads)) as session:
             here = session.run(inputs)
@@ -206,7 +206,7 @@ class Remote:
         gap = max((_apart(a, b) for a, b in zip(here, there, strict=True)), default=0.0)
         if gap <= _FAR:
             return ()
-        return (f"its outputs there differ from those here by {gap:.0%}: its score, taken here, may not hold there.",)
+        return (f"The outputs there differ from those here by {gap:.0%}: the score, taken here, may not hold there.",)
 
 
 def _apart(a: Array, b: Array) -> float:
