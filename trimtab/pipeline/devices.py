@@ -14,6 +14,9 @@ from trimtab.run import KNOWN, runtimes
 from trimtab.run.cpu import Cpu
 from trimtab.run.described import Described
 from trimtab.run.device import Device
+from trimtab.run.ethos.configuration import read as ethos
+from trimtab.run.ethos.configuration import standards
+from trimtab.run.ethos.device import EthosU
 from trimtab.run.remote.device import Remote, remote
 from trimtab.run.zigzag import ZigZag
 
@@ -21,7 +24,7 @@ from trimtab.run.zigzag import ZigZag
 def devices() -> tuple[Device, ...]:
     """Every device that has a name: this machine's processor with each of its runtimes, and the others."""
     modelled: tuple[Device, ...] = (*(Described(d) for d in catalog()), *(ZigZag(a) for a in accelerators()))
-    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), *modelled)
+    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), *(EthosU(c) for c in standards()), *modelled)
 
 
 def name_of(device: Device) -> str:
@@ -31,6 +34,8 @@ def name_of(device: Device) -> str:
 
 def family_of(device: Device) -> str:
     """What kind of device it is: `cpu`, `gpu`, `npu`, `mcu`, ..."""
+    if isinstance(device, EthosU):
+        return "npu"
     if isinstance(device, ZigZag):
         return "accelerator"
     return device.description.family if isinstance(device, Described) else "cpu"
@@ -40,6 +45,8 @@ def title_of(device: Device) -> str:
     """One phrase for people."""
     if isinstance(device, Described):
         return device.description.title
+    if isinstance(device, EthosU):
+        return device.title
     if isinstance(device, ZigZag):
         return device.accelerator.title
     if isinstance(device, Cpu) and device.runtime is None:
@@ -77,6 +84,8 @@ def held_to(device: Device, runtime: str) -> Device:
 def _named(name: str) -> Device:
     """A device of the list, by its name."""
     known = {name_of(device): device for device in devices()}
+    if name not in known and name.startswith("ethos-"):
+        return EthosU(ethos(name))
     if name not in known:
         close = " or ".join(get_close_matches(name, known, n=3, cutoff=0.5))
         raise InputError("target", got=repr(name), expected=close or "a device", do="See `trimtab targets`.")

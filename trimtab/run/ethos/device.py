@@ -19,6 +19,7 @@ from trimtab.hardware.layer import Layer
 from trimtab.run.device import Clocked
 from trimtab.run.ethos.configuration import Configuration
 from trimtab.run.ethos.lower import Lowered, Part, lowered
+from trimtab.run.ethos.numbers import check_numbers
 from trimtab.run.ethos.single import single
 from trimtab.run.ethos.vela import Compiled, Operator, compiled
 from trimtab.run.fusable import ETHOS_U, IntegerSupport
@@ -49,11 +50,17 @@ class EthosU:
         """As in a target."""
         return self.configuration.name
 
+    @property
+    def title(self) -> str:
+        """One phrase for people."""
+        how = self.configuration
+        return f"Arm Ethos-{how.family.upper()}, {how.macs} multiply-adds a cycle, {how.system_config}, {how.mode}"
+
     def available(self) -> str | None:
         """None if the compiler and ExecuTorch are installed, else what to install."""
         missing = [name for name in PACKAGES if _version(name) is None]
         if missing:
-            return f"{', '.join(missing)} not installed. Install with: pip install 'trimtab[npu]'"
+            return f"{', '.join(missing)} not installed. Install with: pip install 'trimtab[npu]'."
         return None
 
     def version(self) -> str:
@@ -116,7 +123,11 @@ class EthosU:
         return found
 
     def check(self, file: Path, runtime: str) -> None:
-        """Nothing: what does not run in integers does not run there at all, and `clock` names it."""
+        """ExportError if the program computes something else than the ONNX file that its score is taken with.
+
+        What does not run in integers does not run there at all, and `clock` names it.
+        """
+        check_numbers(load(file.parent, file.stem), _of(file, self.configuration), file)
 
     def _clocked(
         self, own: Compiled, reference: Compiled, fallen: tuple[str, ...], lacks: NotRunnable | None
@@ -158,6 +169,7 @@ def _named(part: Part, own: Compiled) -> Compiled:
 
 
 def _row(operator: Operator, clock: float) -> dict[str, Any]:
+    """An operator as a row of the report."""
     return {
         "name": operator.name,
         "kind": operator.kind,
