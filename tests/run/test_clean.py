@@ -10,7 +10,7 @@ import torch
 from tests.run.networks import images, residual
 from trimtab.core.errors import ExportError, FileError
 from trimtab.run import clean
-from trimtab.run.clean import clean_run, clean_timings
+from trimtab.run.clean import clean_footprint, clean_run, clean_timings
 from trimtab.run.export import export_onnx
 from trimtab.run.score import file_outputs
 
@@ -36,6 +36,16 @@ def test_files_are_timed_there(file: Path) -> None:
     assert found["a"].n == len(found["a"].rounds) == 30
     assert found["a"].batch == 1
     assert found["a"].interval[0] <= found["a"].median_s <= found["a"].interval[1]
+
+
+def test_what_it_takes_to_load_a_file_and_run_it(file: Path) -> None:
+    found = clean_footprint(file, "onnxruntime", [images(1).numpy()])
+    large = clean_footprint(file, "onnxruntime", [images(2000).numpy()])
+    assert found["load_time"].value > 0
+    assert (found["load_time"].unit, found["peak_resident"].unit) == ("s", "byte")
+    assert {m.source for m in found.values()} == {"measured"}
+    # the stem's 8 maps of 12 x 12 floats for 1999 samples more
+    assert large["peak_resident"].value - found["peak_resident"].value > 1999 * 8 * 12 * 12 * 4
 
 
 def test_an_error_there_is_the_same_error_here(file: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ _METRICS: dict[str, tuple[str, Direction]] = {
     "macs": ("1", "down"),
     "params": ("1", "down"),
     "peak_memory": ("byte", "down"),
+    "peak_resident": ("byte", "down"),
     "energy": ("J", "down"),
     "energy_ratio": ("1", "up"),
     "edp": ("J.s", "down"),

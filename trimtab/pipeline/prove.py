@@ -12,7 +12,7 @@ from trimtab.core.task import Batch
 from trimtab.pipeline.deploy import computes, example_inputs
 from trimtab.pipeline.points import Point
 from trimtab.pipeline.prepare import Prepared
-from trimtab.run.clean import clean_outputs
+from trimtab.run.clean import clean_footprint, clean_outputs
 from trimtab.run.device import Clocked
 from trimtab.run.score import agreement
 from trimtab.train.data import join
@@ -59,6 +59,8 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
         reference = found if reference is None else reference
         if found is not None:
             metrics["agreement"] = agreement(reference, found)
+        if prepared.context.target.device == "cpu":
+            metrics |= clean_footprint(each.file, clocked.runtime, inputs, prepared.context.target.threads)
         proofs[each.name] = Proof(metrics, clocked, found)
     prepared.context.progress("prove", len(everyone), len(everyone))
     return proofs

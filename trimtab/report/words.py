@@ -19,6 +19,7 @@ NAMES = {
     "macs": "multiply-adds",
     "params": "parameters",
     "peak_memory": "peak memory",
+    "peak_resident": "peak resident memory",
     "energy": "energy",
     "energy_ratio": "times less energy",
     "edp": "energy-delay product",

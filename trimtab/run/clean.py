@@ -23,6 +23,7 @@ from trimtab.core.errors import (
     RuntimeMissing,
     TrimtabError,
 )
+from trimtab.core.metric import Metric, metric, show
 from trimtab.hardware.layer import Layer
 from trimtab.run import runtime as runtime_of
 from trimtab.run.measure import Timing, measure
@@ -116,6 +117,31 @@ def clean_timings(
     }
 
 
+def clean_footprint(path: Path, runtime: str, inputs: Sequence[Array], threads: int = 1) -> dict[str, Metric]:
+    """`load_time` and `peak_resident` of a fresh process that loads a file and runs one batch a few times.
+
+    Args:
+        path: the ONNX file.
+        runtime: that it is loaded in; what that makes of the file (a program, compiled code) is made before or
+            inside, as it would be where the network is served.
+        inputs: one batch.
+        threads: that one inference may use.
+    """
+    from safetensors.numpy import save_file
+
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
+        held = Path(folder) / "inputs.safetensors"
+        save_file({str(i): np.ascontiguousarray(a) for i, a in enumerate(inputs)}, held)
+        facts = _call("footprint", LIMIT, path=str(path), runtime=runtime, inputs=str(held), threads=threads)
+    how = f"a clean process in {runtime}"
+    found = {"load_time": metric("load_time", facts["load_s"], "measured", n=1, how=f"from file to session, {how}")}
+    if facts["peak_bytes"]:
+        before = show(facts["before_bytes"], "byte")
+        how = f"the whole of {how}, of which {before} were the interpreter before the runtime was loaded"
+        found["peak_resident"] = metric("peak_resident", facts["peak_bytes"], "measured", n=1, how=how)
+    return found
+
+
 def _input_names(path: Path) -> list[str]:
     from trimtab.run.runtime import read_onnx
 
@@ -125,7 +151,7 @@ def _input_names(path: Path) -> list[str]:
 
 
 def question(function: str, arguments: Mapping[str, Any]) -> str:
-    """The text that asks a clean process for one of its functions: `run`, `time`, `layers` or `check`."""
+    """The text that asks a clean process for one of its functions: `run`, `time`, `layers`, `check`, `footprint`."""
     return json.dumps({"function": function, "arguments": dict(arguments)})
 
 
@@ -184,6 +210,21 @@ def _time(files: dict[str, list[str]], inputs: str, seconds: float, threads: int
     return {name: asdict(timing) for name, timing in measure(sessions, arrays, seconds, threads).items()}
 
 
+def _footprint(path: str, runtime: str, inputs: str, threads: int) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    held = load_file(inputs)
+    arrays = [held[str(i)] for i in range(len(held))]
+    batch = int(arrays[0].shape[0]) if arrays and arrays[0].ndim else None
+    before, start = peak_memory(), time.perf_counter()
+    session = runtime_of(runtime).load(Path(path), batch, threads)
+    load_s = time.perf_counter() - start
+    call = session.prepared(arrays)
+    for _ in range(3):
+        call()
+    return {"load_s": load_s, "before_bytes": before, "peak_bytes": peak_memory()}
+
+
 def _layers(shapes: list[dict[str, Any]], precision: str, runtime: str, batch: int, threads: int) -> dict[str, Any]:
     from trimtab.run.branches import layer_times
 
@@ -215,6 +256,7 @@ _FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "time": _time,
     "layers": _layers,
     "check": _check,
+    "footprint": _footprint,
 }
 
 

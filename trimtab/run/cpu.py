@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.core.errors import InputError
-from trimtab.core.metric import Metric, Source
+from trimtab.core.metric import Metric, Source, metric
 from trimtab.core.target import Target
 from trimtab.hardware.layer import Layer
 from trimtab.hardware.machine import machine
@@ -16,9 +16,11 @@ from trimtab.run import runtime as runtime_of
 from trimtab.run import runtimes
 from trimtab.run.branches import layer_times
 from trimtab.run.device import Clocked
+from trimtab.run.energy import measure_energy, unavailable
 from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
 from trimtab.run.integer import require_integer
 from trimtab.run.measure import Timing, cost, latency, measure, ratio, throughput
+from trimtab.run.pinned import pinned
 from trimtab.run.runtime import Array, Session
 
 
@@ -71,8 +73,9 @@ class Cpu:
                     return session
 
                 sessions = {which: load(path, which) for which in self._candidates()}
-                timed = measure({"": load(baseline, None), **sessions}, inputs, seconds, target.threads)
-            found[name] = fastest(timed)
+                original = load(baseline, None)
+                clocked = fastest(measure({"": original, **sessions}, inputs, seconds, target.threads))
+                found[name] = _with_energy(clocked, original, sessions[clocked.runtime], inputs, target.threads)
         return found
 
     def layers(self, shapes: Sequence[Layer], precision: str, target: Target) -> dict[Layer, dict[str, float]]:
@@ -102,11 +105,28 @@ def fastest(timed: Mapping[str, Timing]) -> Clocked:
     return Clocked(best, metrics[best], others, notes=(_unsteady(shaky),) if shaky else ())
 
 
+def _with_energy(
+    clocked: Clocked, original: Session, session: Session, inputs: Sequence[Array], threads: int
+) -> Clocked:
+    """With the joules of an inference and of the original's; a note where the kernel does not tell."""
+    why = unavailable()
+    if why:
+        return replace(clocked, notes=(*clocked.notes, f"{why}."))
+    with pinned(threads):
+        theirs, own = (measure_energy(each.prepared(inputs)) for each in (original, session))
+    more = {
+        "energy": own,
+        "energy_ratio": metric("energy_ratio", theirs.value / own.value, "measured", n=own.n, how=own.how),
+        "edp": metric("edp", own.value * clocked.metrics["latency"].value, "measured", n=own.n, how="their product"),
+    }
+    return replace(clocked, metrics={**clocked.metrics, **more})
+
+
 def _unsteady(timings: Sequence[Timing]) -> str:
     spread = max(t.spread for t in timings)
     width = max((t.interval[1] - t.interval[0]) / t.median_s for t in timings)
     return (
-        f"its latency is unreliable: measured twice, its rounds or the original's still spread by {spread:.0%}, "
+        f"The latency is unreliable: measured twice, its rounds or the original's still spread by {spread:.0%}, "
         f"and the 95 % interval of a median is {width:.0%} wide."
     )
 
