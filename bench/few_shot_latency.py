@@ -4,7 +4,7 @@
 
 The table is NAS-Bench-201's 15,625 cells on 27 devices (`nasbench201.npz` in TRIMTAB_DATA or ../shared/data). Neither
 the six devices nor any Titan RTX column is trained on. What has to be set is set by leaving one family of training
-devices out at a time; the six are looked at once, at the end. The table goes to bench/results/few_shot_latency.md.
+devices out at a time; the six decide no setting. The table goes to bench/results/few_shot_latency.md.
 """
 
 from __future__ import annotations
