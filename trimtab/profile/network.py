@@ -99,7 +99,7 @@ def read(path: Path, batch: int = 1) -> Network:
         FileError: missing, damaged, inconsistent, or asking for inputs of more than 1 GiB.
         InputError: a dimension other than the batch is free.
     """
-    import onnx
+    import onnx.inliner
 
     model = read_onnx(path)
     try:
