@@ -34,6 +34,7 @@ def targets(json: Json = False) -> int:
         table(("target", "family", "figures are", ""), found)
         print("\nA target is also a file that describes a device (./board.toml).")
         print("Settings follow a colon: openvino:batch=8,threads=2,precision=fp32")
+        print("Another machine: run `trimtab device` there, and give its address here: http://board:7070")
     return 0
 
 
