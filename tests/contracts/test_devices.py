@@ -15,19 +15,26 @@ from trimtab.run.device import MODEL
 from trimtab.run.export import export_onnx
 
 DEVICES = devices()
-USABLE = [pytest.param(d, id=name_of(d)) for d in DEVICES if d.available() is None]
+SLOW = {"inductor": pytest.mark.slow, "executorch": pytest.mark.slow}  # they compile
+USABLE = [pytest.param(d, id=name_of(d), marks=SLOW.get(name_of(d), ())) for d in DEVICES if d.available() is None]
 LAYERS = (Layer(8, 16, (3, 3), (12, 12), (1, 1), (1, 1), (1, 1)), Layer(32, 10, (), (1,)))
 
 
 @pytest.fixture(scope="module")
 def point(tmp_path_factory):
-    """A quantised network as a point's files."""
-    folder = tmp_path_factory.mktemp("point")
-    model, _ = residual()
-    graph = quantised(model, images(8))
-    save(graph, folder)
-    export_onnx(graph, folder / MODEL)
-    return folder / MODEL
+    """A network quantised for what a device runs in integers, as a point's files."""
+    made = {}
+
+    def of(device):
+        key = id(device.support)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("point") / MODEL
+            graph = quantised(residual()[0], images(8), device.support)
+            save(graph, made[key].parent)
+            export_onnx(graph, made[key])
+        return made[key]
+
+    return of
 
 
 def test_there_are_devices():
@@ -70,7 +77,7 @@ def test_what_it_says_of_itself(device):
 def test_a_network_against_itself(device, point):
     if "int8" not in device.precisions:
         pytest.skip("it has no int8")
-    inputs = [images(1).numpy().astype(np.float32)]
+    point, inputs = point(device), [images(1).numpy().astype(np.float32)]
     clocked = device.clock(point, {"same": point}, parse(name_of(device)), inputs, 0.2)["same"]
     for metrics in (clocked.metrics, *clocked.others.values()):
         assert {m.source for m in metrics.values()} == {device.source}

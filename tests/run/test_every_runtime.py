@@ -10,11 +10,7 @@ import pytest
 import torch
 
 from tests.run.networks import images, quantised, residual
-from trimtab.compress import Quantise
-from trimtab.core.context import Context
 from trimtab.core.errors import FileError, InputError, NotInteger
-from trimtab.core.task import Task
-from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
 from trimtab.graph.save import save
 from trimtab.run import KNOWN, ExecuTorch, Runtime, runtime
@@ -39,9 +35,7 @@ def kept(graph: Graph, folder: Path) -> Path:
 
 
 def integers(support: str) -> Graph:
-    model, example = residual()[0], images(16)
-    context = Context(Task(model, example[:2]), calibrate=((example,),), support=SUPPORT.get(support, INTEGER))
-    return Quantise().apply(capture(model, example[:2]), context)
+    return quantised(residual()[0], images(16), SUPPORT.get(support, INTEGER))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from trimtab.hardware.accelerator import accelerators
 from trimtab.hardware.description import catalog, read
 from trimtab.run import KNOWN, runtimes
 from trimtab.run.cpu import Cpu
+from trimtab.run.cuda import Cuda
 from trimtab.run.described import Described
 from trimtab.run.device import Device
 from trimtab.run.ethos.configuration import read as ethos
@@ -24,7 +25,7 @@ from trimtab.run.zigzag import ZigZag
 def devices() -> tuple[Device, ...]:
     """Every device that has a name: this machine's processor with each of its runtimes, and the others."""
     modelled: tuple[Device, ...] = (*(Described(d) for d in catalog()), *(ZigZag(a) for a in accelerators()))
-    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), *(EthosU(c) for c in standards()), *modelled)
+    return (Cpu(), *(Cpu(runtime.name) for runtime in KNOWN), Cuda(), *(EthosU(c) for c in standards()), *modelled)
 
 
 def name_of(device: Device) -> str:
@@ -36,6 +37,8 @@ def family_of(device: Device) -> str:
     """What kind of device it is: `cpu`, `gpu`, `npu`, `mcu`, ..."""
     if isinstance(device, EthosU):
         return "npu"
+    if isinstance(device, Cuda):
+        return "gpu"
     if isinstance(device, ZigZag):
         return "accelerator"
     return device.description.family if isinstance(device, Described) else "cpu"
@@ -52,7 +55,7 @@ def title_of(device: Device) -> str:
     if isinstance(device, Cpu) and device.runtime is None:
         usable = [runtime.name for runtime in runtimes()]
         return f"this machine, in the fastest of {', '.join(usable) or 'none'}, by the clock"
-    return "this machine"
+    return "this machine's GPU" if isinstance(device, Cuda) else "this machine"
 
 
 def device_of(target: Target) -> Device:

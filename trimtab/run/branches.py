@@ -30,13 +30,17 @@ def layer_times(
     Args:
         shapes: without repeats.
         precision: `fp32` or `int8`.
-        runtime: `onnxruntime` or `openvino`.
+        runtime: one of this machine's; those that read no ONNX file time layers in their own way (`alone_times`).
         batch: samples in the inputs.
         threads: that the runtime may use.
 
     Raises:
         ExportError: the runtime names no kernel for a layer.
     """
+    if runtime in ("executorch", "inductor"):
+        from trimtab.run.alone import alone_times  # brings torch
+
+        return alone_times(shapes, precision, runtime, batch, threads)
     found: dict[Layer, float] = {}
     for start in range(0, len(shapes), _CHUNK):
         found.update(_timed(shapes[start : start + _CHUNK], precision, runtime, batch, threads))

@@ -21,14 +21,15 @@ def compiled(graph: Graph, batch: int, threads: int) -> Callable[..., Any]:
     import torch._inductor.config as config
 
     inputs = graph.example(batch)
-    with _threads(threads), quiet(), torch.no_grad(), config.patch(freezing=True, compile_threads=1):
+    with threads_of(threads), quiet(), torch.no_grad(), config.patch(freezing=True, compile_threads=1):
         made: Callable[..., Any] = torch._inductor.compile(lowered(graph, inputs), list(inputs))
         made(*inputs)
     return made
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_of(count: int) -> Iterator[None]:
+    """Let torch use so many threads, and as many as before on leaving."""
     before = torch.get_num_threads()
     if before != count:
         torch.set_num_threads(count)
@@ -62,7 +63,7 @@ class InductorSession:
         return [np.concatenate(values) if values[0].ndim else values[0] for values in zip(*rows, strict=True)]
 
     def _once(self, inputs: Sequence[Array]) -> list[Array]:
-        with _threads(self._threads), torch.no_grad():
+        with threads_of(self._threads), torch.no_grad():
             return [value.numpy().copy() for value in self._call(*_tensors(inputs))]  # type: ignore[misc]
 
     def prepared(self, inputs: Sequence[Array]) -> Callable[[], object]:
@@ -71,7 +72,7 @@ class InductorSession:
         held, call, threads = _tensors(inputs), self._call, self._threads
 
         def once() -> None:
-            with _threads(threads), torch.no_grad():
+            with threads_of(threads), torch.no_grad():
                 call(*held)  # type: ignore[misc]
 
         return once

@@ -60,7 +60,7 @@ class ExecuTorch:
         from trimtab.run.pte import made  # brings torch
 
         own = made(path, batch or 1)
-        _set_threads(threads)
+        set_threads(threads)
         session = EtSession(own, batch, threads)
         _open.add(session)
         return session
@@ -71,8 +71,12 @@ class ExecuTorch:
             raise RuntimeMissing("executorch", got="not installed", do=missing.partition(". ")[2] + ".")
 
 
-def _set_threads(threads: int) -> None:
-    """Size the process's thread pool; loaded programs keep a pointer to the pool, so that none may be open."""
+def set_threads(threads: int) -> None:
+    """Size the process's thread pool; loaded programs keep a pointer to the pool, so that none may be open.
+
+    Raises:
+        InputError: one is open.
+    """
     from executorch.extension.pybindings import portable_lib
 
     if portable_lib._threadpool_get_thread_count() == threads:

@@ -106,7 +106,7 @@ def lowered(graph: Graph, batch: int, facts: Mapping[str, Any], where: object = 
     with quiet(), torch.no_grad():
         from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 
-        settings = _lowering()
+        settings = lowering()
         exported = torch.export.export(own.net, inputs, strict=False)
         try:
             edge = to_edge_transform_and_lower(exported, **settings).exported_program()
@@ -123,7 +123,8 @@ def lowered(graph: Graph, batch: int, facts: Mapping[str, Any], where: object = 
             ) from error
 
 
-def _lowering() -> dict[str, Any]:
+def lowering() -> dict[str, Any]:
+    """The arguments of `to_edge_transform_and_lower`: to XNNPACK what it has."""
     # registers the kernels that quantise and dequantise outside XNNPACK
     import executorch.kernels.quantized  # noqa: F401
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
