@@ -89,7 +89,7 @@ def test_help_does_not_wait_for_torch():
     ("options", "told"),
     [
         (["--target", "cortex-m5"], "target: got 'cortex-m5', expected cortex-m7 or cortex-m4. See `trimtab targets`."),
-        (["--target", "./board.toml"], "device: cannot be read: ./board.toml: got No such file or directory"),
+        (["--target", "./board.toml"], "device: cannot be read: board.toml: got No such file or directory"),
         (["--target", "cpu:threads=0"], "a whole number above 0"),
         (["--minimise", "speed"], "speed: expected a metric"),
         (["--max-latency", "2"], "option --at-most latency: got '2', expected a number in s, such as 2ms"),
