@@ -27,6 +27,8 @@ _WEIGHTED = (
 )
 _CLOSE = 1e-6
 _HIGHEST = 2**31 - 1
+_WIDEST = 3
+"""The widest stride of a convolution on Ethos-U55."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,10 @@ def _select(graph: Graph, node: Node) -> None:
 
     The compiler copies such slices row by row: on ResNet-20 they take more time than all its convolutions.
     """
+    if _takes_all(node):
+        for quantise in [user for user in node.users if user.target is _operators().quantise]:
+            quantise.replace_all_uses_with(node.args[0].args[0])  # type: ignore[union-attr, arg-type]
+        return
     strides, last, after = [1, 1], node, node
     while (step := _stride(after)) is not None:
         strides[step[0] - 2] *= step[1]
@@ -157,7 +163,7 @@ def _select(graph: Graph, node: Node) -> None:
     channels, before, behind = int(node.meta["val"].shape[1]), 0, 0
     if last is not after and (room := _channels_added(after)) is not None:
         last, (before, behind) = after, room
-    if strides == [1, 1] or len(node.meta["val"].shape) != 4:
+    if strides == [1, 1] or max(strides) > _WIDEST or len(node.meta["val"].shape) != 4:
         return
     name = f"select_{node.name}"
     weight = torch.zeros(before + channels + behind, channels, 1, 1, dtype=torch.int8)
@@ -171,17 +177,22 @@ def _select(graph: Graph, node: Node) -> None:
     nodes.erase_node(last)
 
 
+def _takes_all(node: Node) -> bool:
+    """Whether a slice between integers gives all that it reads."""
+    source: Any = node.args[0]
+    return between_integers(node) and source.meta["val"].shape == node.meta["val"].shape
+
+
 def _stride(node: Node) -> tuple[int, int] | None:
     """Dimension and step of a slice that takes every so many rows or columns of an image."""
     if node.target is not _ATEN.slice.Tensor or node.meta["val"].ndim != 4:
         return None
-    _, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
-    source: Any = node.args[0]
-    dim = int(dim) % 4  # type: ignore[arg-type]
+    given: tuple[Any, ...] = node.args
+    source, dim, start, end, step = (*given, *(0, None, None, 1)[len(given) - 1 :])
     size = int(source.meta["val"].shape[dim])
-    if dim < 2 or start not in (None, 0) or not (end is None or int(end) >= size):  # type: ignore[arg-type]
+    if dim % 4 < 2 or start not in (None, 0) or not (end is None or end >= size):
         return None
-    return dim, int(step)  # type: ignore[arg-type]
+    return dim % 4, int(step)
 
 
 def _next(node: Node) -> Node | None:

@@ -111,9 +111,9 @@ def _mark(graph: Graph) -> None:
 
 
 def _own_name(node: Any) -> str:
-    """The user's name of a layer, from its weight; the node's own where it has none."""
+    """The user's name of a layer, from its weight, dequantised or not; the node's own where it has none."""
     for weight in node.all_input_nodes[1:2]:
-        for stored in weight.all_input_nodes[:1]:
+        for stored in (weight, *weight.all_input_nodes[:1]):
             if stored.op == "get_attr":
                 return str(stored.target).removesuffix(".weight")
     return str(node.name)

@@ -67,6 +67,7 @@ def outputs(graph: Graph, network: bytes, inputs: Array) -> Array:
 def _ends(graph: Graph) -> tuple[tuple[float, int], tuple[float, int]]:
     """Scale and zero point of the input and of the output."""
     ops = torch.ops.quantized_decomposed
-    reads: Any = next(n for n in graph.nodes(ops.quantize_per_tensor.default) if n.args[0].op == "placeholder")
+    placeholder = next(iter(graph.net.graph.find_nodes(op="placeholder")))
+    reads: Any = next(n for n in graph.nodes(ops.quantize_per_tensor.default) if n.args[0] is placeholder)
     gives: Any = next(iter(graph.net.graph.output_node().all_input_nodes))
     return (reads.args[1], reads.args[2]), (gives.args[1], gives.args[2])
