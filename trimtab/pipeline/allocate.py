@@ -10,6 +10,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from trimtab.run.runtime import Array
+
 Assignment = dict[str, int]
 """The choice of each site, by site name."""
 
@@ -38,8 +40,8 @@ class Factor:
     """
 
     sites: tuple[str, ...]
-    costs: Mapping[str, np.ndarray] = field(default_factory=dict)
-    loss: np.ndarray | None = None
+    costs: Mapping[str, Array] = field(default_factory=dict)
+    loss: Array | None = None
 
 
 def allocate(
@@ -110,7 +112,7 @@ class _Programme:
     def _site(self, name: str) -> Site:
         return next(s for s in self.sites if s.name == name)
 
-    def losses(self) -> np.ndarray:
+    def losses(self) -> Array:
         out = np.zeros(self.size)
         for site in self.sites:
             out[self.first[site.name] :][: len(site.loss)] = site.loss
@@ -119,7 +121,7 @@ class _Programme:
                 out[start : start + factor.loss.size] = factor.loss.ravel()
         return out
 
-    def costs(self, name: str) -> np.ndarray:
+    def costs(self, name: str) -> Array:
         out = np.zeros(self.size)
         for start, factor in zip(self.starts, self.factors, strict=True):
             if name in factor.costs:
@@ -145,5 +147,5 @@ class _Programme:
         matrix = coo_array((values, (rows, columns)), shape=(len(bounds), self.size)).tocsr()
         return LinearConstraint(matrix, bounds, bounds)
 
-    def read(self, x: np.ndarray) -> Assignment:
+    def read(self, x: Array) -> Assignment:
         return {s.name: int(np.argmax(x[self.first[s.name] :][: len(s.loss)])) for s in self.sites}

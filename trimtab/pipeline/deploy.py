@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from trimtab.core.metric import Metric, metric
 from trimtab.core.plan import Plan
 from trimtab.core.store import write_json
@@ -14,7 +12,7 @@ from trimtab.graph.model import Graph
 from trimtab.graph.save import save
 from trimtab.run.device import MODEL, Device
 from trimtab.run.export import export_onnx
-from trimtab.run.runtime import onnx_files
+from trimtab.run.runtime import Array, onnx_files
 
 FILES = (MODEL, "model.trim.json", "model.safetensors", "plan.json")
 """What is kept of each point."""
@@ -50,6 +48,6 @@ def computes(runtime: str) -> str:
     return runtime if runtime in RUNTIMES else RUNTIMES[0]
 
 
-def example_inputs(graph: Graph, batch: int) -> list[np.ndarray]:
+def example_inputs(graph: Graph, batch: int) -> list[Array]:
     """One batch of random inputs as arrays."""
     return [t.numpy() for t in graph.example(batch)]

@@ -15,6 +15,7 @@ from trimtab.core.metric import Metric, metric
 from trimtab.graph.executed import executed
 from trimtab.graph.model import Graph
 from trimtab.hardware.layer import Layer
+from trimtab.run.runtime import Array
 from trimtab.run.shapes import layers
 
 Rows = Callable[[Sequence[Layer]], Sequence[float]]
@@ -46,11 +47,11 @@ class LayerModel:
         error: median relative error on layers left out, ten at a time.
     """
 
-    points: np.ndarray
-    solved: np.ndarray
-    trend: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
+    points: Array
+    solved: Array
+    trend: Array
+    mean: Array
+    scale: Array
     width: float
     error: float
 
@@ -95,7 +96,7 @@ def layer_model(seconds: dict[Layer, float], noise: float = 0.05, width: float =
     return LayerModel(x, solved, trend, mean, scale, width, float(np.median(missed)))
 
 
-def _solve(x: np.ndarray, y: np.ndarray, noise: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+def _solve(x: Array, y: Array, noise: float, width: float) -> tuple[Array, Array]:
     design = _design(x)
     penalty = 1e-3 * len(x) * np.eye(design.shape[1])
     trend = np.linalg.solve(design.T @ design + penalty, design.T @ y)
@@ -105,11 +106,11 @@ def _solve(x: np.ndarray, y: np.ndarray, noise: float, width: float) -> tuple[np
     return trend, cho_solve(cho_factor(gram), rest)
 
 
-def _design(x: np.ndarray) -> np.ndarray:
+def _design(x: Array) -> Array:
     return np.hstack([x, np.ones((len(x), 1))])
 
 
-def _kernel(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+def _kernel(a: Array, b: Array, width: float) -> Array:
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.asarray(np.exp(-np.maximum(squares, 0.0) / (2 * width**2 * a.shape[1])))
 
@@ -124,7 +125,7 @@ def _figures(layer: Layer) -> list[float]:
     return [*np.log([max(f, 1) for f in figures]), *waste, *flags]
 
 
-def features(graph: Graph, rows: Rows, batch: int = 1) -> np.ndarray:
+def features(graph: Graph, rows: Rows, batch: int = 1) -> Array:
     """What a network's latency is a sum over, in the order of FEATURES.
 
     Args:
@@ -171,7 +172,7 @@ class Predictor:
         return metric("latency", seconds, "predicted", interval=interval, how=how)
 
 
-def calibrate(found: Sequence[np.ndarray], seconds: Sequence[float], device: str) -> Predictor:
+def calibrate(found: Sequence[Array], seconds: Sequence[float], device: str) -> Predictor:
     """Weights of FEATURES that give measured latencies: least squares of relative errors, none negative.
 
     minimise sum_i (f_i . w / t_i - 1)^2, w >= 0   (Lawson and Hanson 1974)
@@ -197,7 +198,7 @@ def calibrate(found: Sequence[np.ndarray], seconds: Sequence[float], device: str
     return Predictor(tuple(float(w) for w in weights), float(np.quantile(missed, 0.95)), len(f), device)
 
 
-def _weights(f: np.ndarray, t: np.ndarray) -> Any:
+def _weights(f: Array, t: Array) -> Any:
     scaled = f / t[:, None]
     size = np.maximum(np.abs(scaled).max(0), 1e-30)
     found, _ = nnls(scaled / size, np.ones(len(f)))

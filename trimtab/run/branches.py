@@ -13,6 +13,7 @@ import numpy as np
 from trimtab.core.errors import ExportError
 from trimtab.hardware.layer import Layer
 from trimtab.run.kernels import kernel_times
+from trimtab.run.runtime import Array
 
 _REORDER = re.compile(r"abcd|acdb|Reorder|Transpose", re.IGNORECASE)
 """Names of the layout changes that a runtime puts at the borders of a branch."""
@@ -63,7 +64,7 @@ def _timed(shapes: Sequence[Layer], precision: str, runtime: str, batch: int, th
     return found
 
 
-def branches(shapes: Sequence[Layer], precision: str, batch: int) -> tuple[Any, dict[str, np.ndarray]]:
+def branches(shapes: Sequence[Layer], precision: str, batch: int) -> tuple[Any, dict[str, Array]]:
     """One ONNX model with a branch for each layer; a quantised one as the runtimes fuse it (u8 in, s8 weight).
 
     Args:
