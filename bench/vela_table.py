@@ -49,19 +49,6 @@ MODELS = {
 WITHIN = 0.10
 
 
-def of_tflite(file: Path, size: str) -> Compiled:
-    """A .tflite file compiled; Vela's native part prints a line for each tensor, which is kept off the terminal."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        return compiled(file.read_bytes(), "tflite", read(size), where=file.name)
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def of_ours(folder: Path) -> dict[str, Compiled]:
     """ResNet-8 rebuilt, quantised on random images, through trimtab's own path."""
     torch.manual_seed(0)
@@ -99,7 +86,10 @@ def main() -> None:
     folder = parser.parse_args().data / "mlperf_tiny"
     if not folder.exists():
         raise SystemExit(f"{folder} is not there: give --data, or set TRIMTAB_DATA, to a folder that holds mlperf_tiny")
-    found = {name: {size: of_tflite(folder / f"{name}.tflite", size) for size in SIZES} for name in MODELS}
+    found = {
+        name: {size: compiled((folder / f"{name}.tflite").read_bytes(), "tflite", read(size)) for size in SIZES}
+        for name in MODELS
+    }
     with tempfile.TemporaryDirectory() as temporary:
         ours = of_ours(Path(temporary))
     models = [
@@ -143,8 +133,8 @@ def each(theirs: Compiled, ours: Compiled) -> list[list[str]]:
 
 TEXT = """# Cycles on Arm's Ethos-U
 
-By `python bench/vela_table.py`; {versions}. Modelled by Arm's compiler Vela, with its default system configuration
-and memory mode of each family.
+By `python bench/vela_table.py`; {versions}.
+Modelled by Arm's compiler Vela, with its default system configuration and memory mode of each family.
 
 ## The reference models of MLPerf Tiny, as compiled here
 

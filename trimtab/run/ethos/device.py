@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -206,14 +206,23 @@ def _version(name: str) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A graph on disk; two of the same content are one."""
+
+    key: str
+    folder: Path = field(compare=False)
+    stem: str = field(compare=False)
+
+
 def _of(file: Path, how: Configuration) -> Lowered:
     description = file.with_name(f"{file.stem}.trim.json")
     if not description.exists():
         raise FileError("Ethos-U: no graph beside the ONNX", where=description, do="Keep a point's files together.")
-    return _lowered(file.parent, file.stem, how, digest(description.read_bytes()))
+    # the description holds the hash of the weights
+    return _lowered(_Source(digest(description.read_bytes()), file.parent, file.stem), how)
 
 
 @lru_cache(maxsize=_KEPT)
-def _lowered(folder: Path, stem: str, how: Configuration, key: str) -> Lowered:
-    """Lowered once for each content of the description, which holds the hash of the weights."""
-    return lowered(load(folder, stem), how, where=folder)
+def _lowered(source: _Source, how: Configuration) -> Lowered:
+    return lowered(load(source.folder, source.stem), how, where=source.folder)

@@ -12,7 +12,8 @@ from trimtab.core.errors import ExportError
 from trimtab.graph.model import Graph
 from trimtab.run.ethos.integers import whole
 from trimtab.run.ethos.lower import Lowered
-from trimtab.run.export import INTEGER_TOLERANCE, difference, quiet
+from trimtab.run.ethos.vela import silent
+from trimtab.run.export import INTEGER_TOLERANCE, difference
 from trimtab.run.onnxruntime import OnnxRuntime
 from trimtab.run.runtime import Array
 
@@ -57,7 +58,7 @@ def outputs(graph: Graph, network: bytes, inputs: Array) -> Array:
     first, last = _ends(whole(graph))
     given = np.clip(np.round(inputs * np.float32(1 / first[0])) + first[1], -128, 127).astype(np.int8)
     rows = []
-    with quiet():
+    with silent():
         for sample in given:
             found, _ = tosa_reference_model.run(network, [sample[None]])
             rows.append((found[0].astype(np.float32) - last[1]) * np.float32(last[0]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,12 +100,30 @@ def compiled(network: bytes, form: Literal["tflite", "tosa"], how: Configuration
         file = folder / f"network.{form}"
         file.write_bytes(network)
         try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with silent(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 vela.main([*_flags(how, form), f"--output-dir={folder}", str(file)])
         except (Exception, SystemExit) as error:  # Vela's errors have no common base, and it exits on bad arguments
             lines = [line.strip() for line in f"{said.getvalue()}\n{error}".splitlines() if line.strip()]
             raise NotRunnable(f"{how.name}: Vela cannot compile it", where=where, got=lines[-1][:200]) from error
         return _read(folder)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep off the terminal what native code prints past Python's streams."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    try:
+        for stream, _ in kept:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, own in kept:
+            os.dup2(own, stream)
+            os.close(own)
+        os.close(nowhere)
 
 
 def _flags(how: Configuration, form: str) -> list[str]:
