@@ -188,7 +188,8 @@ def _stride(node: Node) -> tuple[int, int] | None:
     if node.target is not _ATEN.slice.Tensor or node.meta["val"].ndim != 4:
         return None
     given: tuple[Any, ...] = node.args
-    source, dim, start, end, step = (*given, *(0, None, None, 1)[len(given) - 1 :])
+    defaults: list[Any] = [0, None, None, 1]
+    source, dim, start, end, step = [*given, *defaults[len(given) - 1 :]]
     size = int(source.meta["val"].shape[dim])
     if dim % 4 < 2 or start not in (None, 0) or not (end is None or end >= size):
         return None
