@@ -1,7 +1,7 @@
 """Cuda: an NVIDIA GPU, timed with torch's compiler under CUDA graphs, and with TensorRT where it is installed.
 
 Written to the interfaces of torch, ONNX Runtime and NVML, and tested only as far as a machine without a GPU allows:
-no figure of it has been seen yet (docs/decisions/0014).
+no figure of it has been seen yet (docs/decisions/0010).
 """
 
 from __future__ import annotations
