@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import helper
-from small_onnx import model, quantised, residual
+from tests.profile.small_onnx import model, quantised, residual
 from torch import nn
 
 from trimtab.core.errors import FileError

@@ -1,5 +1,5 @@
 import pytest
-from small_onnx import quantised, residual
+from tests.profile.small_onnx import quantised, residual
 
 from trimtab.profile.join import covered, join, peak_memory
 from trimtab.profile.network import read

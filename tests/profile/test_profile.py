@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from small_onnx import quantised, residual
+from tests.profile.small_onnx import quantised, residual
 from torch import nn
 
 from trimtab.core.errors import FileError, InputError
