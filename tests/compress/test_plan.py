@@ -80,7 +80,7 @@ def test_recipes(text: str, technique: object) -> None:
         ("prune(0.5, score=l9)", "Prune: score: got 'l9', expected l1 or l2"),
         ("prune(multiple=8.5)", "expected a whole number"),
         ("distil()", "steps is missing"),
-        ("quantise(" + ", ".join("1" * 99) + ")", "99 values"),
+        ("quantise(" + ", ".join("1" * 99) + ")", "98 values"),
         ("quantise(int4)", "got 'int4', expected 8 or int8"),
         ("quantise(bits=8, weight={'bits': 8})", "bits and weight"),
         ("quantise(skip=linear)", "expected a list of text"),

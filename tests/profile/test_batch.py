@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 from onnx import helper
-from tests.profile.small_onnx import model, residual
 
+from tests.profile.small_onnx import model, residual
 from trimtab.core.errors import InputError
 from trimtab.core.metric import metric
 from trimtab.core.target import Target

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from onnx import helper
-from tests.profile.small_onnx import model, quantised, residual
 from torch import nn
 
+from tests.profile.small_onnx import model, quantised, residual
 from trimtab.core.errors import FileError
 from trimtab.graph.capture import capture
 from trimtab.profile.fusion import fusion

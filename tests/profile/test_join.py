@@ -1,6 +1,6 @@
 import pytest
-from tests.profile.small_onnx import quantised, residual
 
+from tests.profile.small_onnx import quantised, residual
 from trimtab.profile.join import covered, join, peak_memory
 from trimtab.profile.network import read
 from trimtab.run.kernels import Kernel

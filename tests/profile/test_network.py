@@ -3,8 +3,8 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from tests.profile.small_onnx import model, quantised, residual
 
+from tests.profile.small_onnx import model, quantised, residual
 from trimtab.core.errors import FileError, InputError, TrimtabError
 from trimtab.profile.network import read, write
 

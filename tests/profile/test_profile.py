@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from tests.profile.small_onnx import quantised, residual
 from torch import nn
 
+from tests.profile.small_onnx import quantised, residual
 from trimtab.core.errors import FileError, InputError
 from trimtab.core.metric import Metric
 from trimtab.core.target import Target
