@@ -96,6 +96,7 @@ def test_inputs_and_outputs_stay_where_they_fit_together(tmp_path):
         ("both = 64", "", "memory[2].read"),
         ("keeps = true", "keeps = 1", "memory[1].keeps"),
         ("keeps = true", "volts = 1", "memory[1].volts"),
+        ("keeps = true", "estimate = 1", "memory[1].estimate"),
         ('name = "DRAM"', 'name = "buffer"', "memory[2].name"),
         ('holds = ["weights"]', 'holds = ["kernels"]', "memory[0].holds"),
     ],
@@ -111,6 +112,14 @@ def test_a_wrong_figure_is_named_with_its_file(tmp_path, old, new, key):
 def test_a_source_must_be_given(tmp_path):
     with pytest.raises(FileError, match=r"clock\.source"):
         four(tmp_path, ARRAY.replace('source = "made up"', "", 1))
+
+
+def test_what_was_chosen_here_is_an_estimate(tmp_path):
+    assert four(tmp_path).estimates == ()
+    assert four(tmp_path, ARRAY.replace("keeps = true", "estimate = true", 1)).estimates == ("memory.buffer",)
+    for made in accelerators():
+        ours = {section for section, source in made.sources if "ours" in source or "the rule above" in source}
+        assert ours <= set(made.estimates), made.name
 
 
 def test_what_is_no_toml_is_refused(tmp_path):

@@ -41,6 +41,8 @@ def test_a_description_is_read(tmp_path):
         ('family = "mcu"', 'family = "toaster"', r"family: .*got 'toaster'.*mcu"),
         ('name = "board"', 'name = "../board"', r"name: "),
         ("[static]\nwatts", "[still]\nwatts", r"static: .*got nothing"),
+        ("watts = 0.01", "watts = 0.01\nestimate = 1", r"static\.estimate: .*got 1, expected true or false"),
+        ("clocked = true", 'estimate = "yes"', r"memory\[0\]\.estimate: .*true or false"),
         ("volt = 0.6", "volt = 0", r"operating\[1\]\.volt: "),
         ("volt = 0.6\nhertz = 25e6", "volt = 1.2\nhertz = 100e6", r"operating\[1\]: .*another point"),
         ('title = "A', 'title = A"', "not TOML"),
@@ -51,6 +53,19 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, old, new, told):
     with pytest.raises(FileError, match=told) as caught:
         read(written(tmp_path, BOARD.replace(old, new, 1)))
     assert "\n" not in str(caught.value)
+
+
+def test_estimated_figures_are_named(tmp_path):
+    assert read(written(tmp_path)).estimates == ()
+    text = BOARD.replace("watts = 0.01", "watts = 0.01\nestimate = true").replace("clocked = true", "estimate = true")
+    assert read(written(tmp_path, text)).estimates == ("static", "memory.sram")
+
+
+def test_a_joule_divided_out_of_a_board_s_power_is_an_estimate():
+    for device in catalog():
+        for section, source in device.sources.items():
+            if source.startswith("Derived"):
+                assert section in device.estimates, f"{device.name}: {section}"
 
 
 def test_neither_fp32_nor_int8_is_refused(tmp_path):

@@ -21,18 +21,19 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 def targets(json: Json = False) -> int:
     """List what a network can be made to run on: what is measured, what is modelled, and what is missing."""
-    from trimtab.pipeline.devices import devices, family_of, name_of, title_of
+    from trimtab.pipeline.devices import devices, estimates_of, family_of, name_of, title_of
 
     found = []
     for device in devices():
         missing = device.available()
         state, note = ("missing", missing) if missing else (device.source, title_of(device))
-        found.append((name_of(device), family_of(device), state, note))
+        found.append((name_of(device), family_of(device), state, note, ", ".join(estimates_of(device))))
     if json:
-        as_json([dict(zip(("name", "family", "state", "note"), row, strict=True)) for row in found])
+        keys = ("name", "family", "state", "note", "estimated")
+        as_json([dict(zip(keys, row, strict=True)) for row in found])
     else:
-        table(("target", "family", "figures are", ""), found)
-        print("\nA target is also a file that describes a device (./board.toml).")
+        table(("target", "family", "figures are", "", "estimated, not printed"), found)
+        print("\nA target is also a file that describes a device (./board.toml) or an array (./array.toml).")
         print("Settings follow a colon: openvino:batch=8,threads=2,precision=fp32")
         print("Another machine: run `trimtab device` there, and give its address here: http://board:7070")
     return 0

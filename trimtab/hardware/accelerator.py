@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from trimtab.hardware.fields import figure, known, section, tables, text, toml, wrong
+from trimtab.hardware.fields import estimates, figure, flag, known, section, tables, text, toml, wrong
 from trimtab.hardware.layer import Layer
 
 OPERANDS = ("weights", "inputs", "outputs")
@@ -59,6 +59,7 @@ class Accelerator:
         energy: joules of one multiply-add.
         buffers: from the nearest to the multipliers to the farthest.
         sources: where each section's figures are from.
+        estimates: sections whose figures are estimated or chosen here rather than printed somewhere.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Accelerator:
     energy: float
     buffers: tuple[Buffer, ...]
     sources: tuple[tuple[str, str], ...]
+    estimates: tuple[str, ...] = ()
 
     def home(self, inputs: float, outputs: float) -> Buffer:
         """Where a layer's inputs and outputs of so many bytes lie between layers.
@@ -124,6 +126,7 @@ def describe_accelerator(data: Mapping[str, Any], where: str) -> Accelerator:
         energy=figure(array, "energy", where, "array.", zero=True),
         buffers=_buffers(data["memory"], where, sources),
         sources=tuple(sources.items()),
+        estimates=estimates(data),
     )
 
 
@@ -152,12 +155,11 @@ def _buffers(entries: Any, where: str, sources: dict[str, str]) -> tuple[Buffer,
     for i, entry in enumerate(tables(entries, "memory", where)):
         key = f"memory[{i}]."
         ports = ("both",) if "both" in entry else ("read", "write")
-        known(entry, where, key, ("name", "holds", "shared", "capacity", *ports, "energy", "source"), ("keeps",))
-        shared, keeps = entry["shared"], entry.get("keeps", False)
+        wanted = ("name", "holds", "shared", "capacity", *ports, "energy", "source")
+        known(entry, where, key, wanted, ("keeps", "estimate"))
+        shared, keeps, _ = entry["shared"], flag(entry, "keeps", where, key), flag(entry, "estimate", where, key)
         if shared not in ([], [1], [2], [1, 2]):
             raise wrong(where, f"{key}shared", repr(shared)[:80], "[], [1], [2] or [1, 2]")
-        if not isinstance(keeps, bool):
-            raise wrong(where, f"{key}keeps", repr(keeps)[:80], "true or false")
         name = text(entry, "name", where, key)
         if name in {b.name for b in found}:
             raise wrong(where, f"{key}name", repr(name[:80]), "another name than the memories before it")

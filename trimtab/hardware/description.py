@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.hardware.energy import dynamic_energy
-from trimtab.hardware.fields import figure, known, section, tables, text, toml, wrong
+from trimtab.hardware.fields import estimates, figure, flag, known, section, tables, text, toml, wrong
 
 FAMILIES = ("server cpu", "cpu", "gpu", "tpu", "npu", "mcu", "fpga", "neuromorphic")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int16", "int8", "int4")
@@ -71,6 +71,7 @@ class Description:
         flash: bytes for weights; None for no limit of its own.
         operators: short ATen names of those that it runs (`conv2d`, `add`); None for all.
         operating: operating points, the nominal one first; empty where only one is known, and no voltage of it.
+        estimates: sections whose figures are estimated rather than printed somewhere; their source says how.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Description:
     flash: float | None = None
     operators: tuple[str, ...] | None = None
     operating: tuple[Operating, ...] = ()
+    estimates: tuple[str, ...] = ()
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -141,6 +143,7 @@ def describe(data: Mapping[str, Any], where: str) -> Description:
         flash=figure(limits, "flash", where, "limits.") if "flash" in limits else None,
         operators=_operators(data, where, sources),
         operating=_operating(data.get("operating", []), where, sources),
+        estimates=estimates(data),
     )
 
 
@@ -183,15 +186,15 @@ def _memory(entries: Any, where: str, sources: dict[str, str]) -> tuple[Memory, 
     found: list[Memory] = []
     for i, entry in enumerate(tables(entries, "memory", where)):
         key = f"memory[{i}]."
-        known(entry, where, key, ("name", "capacity", "bandwidth", "energy", "source"), ("holds", "clocked"))
+        wanted = ("name", "capacity", "bandwidth", "energy", "source")
+        known(entry, where, key, wanted, ("holds", "clocked", "estimate"))
         name = text(entry, "name", where, key)
         if name in {m.name for m in found}:
             raise wrong(where, f"{key}name", repr(name[:80]), "another name than the levels before it")
-        holds, clocked = entry.get("holds", list(HOLDS)), entry.get("clocked", False)
+        holds = entry.get("holds", list(HOLDS))
         if not isinstance(holds, list) or not holds or any(h not in HOLDS for h in holds):
             raise wrong(where, f"{key}holds", repr(holds)[:80], f"a list of {' and '.join(HOLDS)}")
-        if not isinstance(clocked, bool):
-            raise wrong(where, f"{key}clocked", repr(clocked)[:80], "true or false")
+        clocked, _ = flag(entry, "clocked", where, key), flag(entry, "estimate", where, key)
         sources[f"memory.{name}"] = text(entry, "source", where, key)
         capacity, bandwidth = (figure(entry, k, where, key) for k in ("capacity", "bandwidth"))
         energy = figure(entry, "energy", where, key, zero=True)

@@ -45,7 +45,8 @@ def section(
     found = data[key]
     if not isinstance(found, dict):
         raise wrong(where, key, repr(found)[:80], f"a table [{key}]")
-    known(found, where, f"{key}.", (*wanted, "source"), optional)
+    known(found, where, f"{key}.", (*wanted, "source"), (*optional, "estimate"))
+    flag(found, "estimate", where, f"{key}.")
     sources[key] = text(found, "source", where, f"{key}.")
     return found
 
@@ -78,6 +79,23 @@ def figure(table: Mapping[str, Any], key: str, where: str, prefix: str = "", *, 
             where, f"{prefix}{key}", repr(value)[:80], f"a finite number {'of 0 or more' if zero else 'above 0'}"
         )
     return float(value)
+
+
+def flag(table: Mapping[str, Any], key: str, where: str, prefix: str = "") -> bool:
+    """True or false; false where the key is missing."""
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise wrong(where, f"{prefix}{key}", repr(value)[:80], "true or false")
+    return value
+
+
+def estimates(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sections of a checked file whose figures are estimated, as `estimate = true` says: `energy`, `memory.L2`."""
+    found = [key for key, value in data.items() if isinstance(value, dict) and value.get("estimate")]
+    for key, value in data.items():
+        entries = value if isinstance(value, list) else []
+        found += [f"{key}.{entry['name']}" for entry in entries if entry.get("estimate")]
+    return tuple(found)
 
 
 def text(table: Mapping[str, Any], key: str, where: str, prefix: str = "") -> str:

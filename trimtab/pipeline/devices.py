@@ -8,8 +8,9 @@ from pathlib import Path
 
 from trimtab.core.errors import InputError, RuntimeMissing
 from trimtab.core.target import Target
-from trimtab.hardware.accelerator import accelerators
-from trimtab.hardware.description import catalog, read
+from trimtab.hardware.accelerator import accelerators, describe_accelerator
+from trimtab.hardware.description import catalog, describe
+from trimtab.hardware.fields import toml
 from trimtab.run import KNOWN, runtimes
 from trimtab.run.cpu import Cpu
 from trimtab.run.cuda import Cuda
@@ -69,7 +70,7 @@ def device_of(target: Target) -> Device:
     elif target.device.startswith(("http://", "https://")):
         device = remote(target.device, target.runtime)
     elif target.device.endswith(".toml"):
-        device = Described(read(Path(target.device)), path=target.device)
+        device = _described(target.device)
     else:
         device = _named(target.device)
     missing = device.available()
@@ -82,6 +83,21 @@ def device_of(target: Target) -> Device:
 def held_to(device: Device, runtime: str) -> Device:
     """A device in the one of its runtimes that ran a point, where it has a choice of them."""
     return replace(device, runtime=runtime) if isinstance(device, (Cpu, Remote)) else device
+
+
+def _described(file: str) -> Device:
+    """The device of a user's own file: an accelerator where it tells of an array, else a device by its data sheet."""
+    data = toml(Path(file))
+    if "array" in data:
+        return ZigZag(describe_accelerator(data, file), path=file)
+    return Described(describe(data, file), path=file)
+
+
+def estimates_of(device: Device) -> tuple[str, ...]:
+    """The sections of its description whose figures are estimated."""
+    if isinstance(device, Described):
+        return device.description.estimates
+    return device.accelerator.estimates if isinstance(device, ZigZag) else ()
 
 
 def _named(name: str) -> Device:

@@ -128,7 +128,11 @@ class Described:
             metrics=metrics.pop(RUNTIME),
             others=metrics,
             layers=rows,
-            notes=(*_best(self.description, own), _fits(self.description, done) if lacks is None else lacks),
+            notes=(
+                *_best(self.description, own),
+                _fits(self.description, done) if lacks is None else lacks,
+                *estimated(self.description.estimates),
+            ),
             lacks=lacks,
         )
 
@@ -213,6 +217,13 @@ def _fits(description: Description, done: Executed) -> str:
         if limit is not None
     ]
     return f"It fits: {' and '.join(parts)}." if parts else "The device's description sets no limit to memory."
+
+
+def estimated(sections: Sequence[str]) -> tuple[str, ...]:
+    """A sentence that names the figures of a description that nobody printed; nothing where all are printed."""
+    if not sections:
+        return ()
+    return (f"Estimated in the device's description, whose sources say how: {', '.join(sections)}.",)
 
 
 def _require_operators(description: Description, done: Executed) -> None:

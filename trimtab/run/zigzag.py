@@ -30,6 +30,7 @@ from trimtab.graph.save import load
 from trimtab.hardware.accelerator import Accelerator, Buffer
 from trimtab.hardware.energy import edp
 from trimtab.hardware.layer import Layer
+from trimtab.run.described import estimated
 from trimtab.run.device import Clocked
 from trimtab.run.fusable import INTEGER, IntegerSupport
 from trimtab.run.mapping import Mapped, mapped
@@ -46,9 +47,11 @@ class ZigZag:
 
     Args:
         accelerator: its figures.
+        path: as in the target, for a file of the user's own; empty for one of the catalogue.
     """
 
     accelerator: Accelerator
+    path: str = ""
     source: Source = "modelled"
     precisions: tuple[str, ...] = ("int8",)
     minimises: tuple[str, ...] = ("latency", "energy", "edp")
@@ -56,8 +59,8 @@ class ZigZag:
 
     @property
     def name(self) -> str:
-        """The catalogue's name."""
-        return self.accelerator.name
+        """The catalogue's name, or the path of the file."""
+        return self.path or self.accelerator.name
 
     def available(self) -> str | None:
         """None if ZigZag is installed, else how to install it."""
@@ -174,7 +177,8 @@ def _clocked(accelerator: Accelerator, own: Sequence[_Cost], baseline: Sequence[
         f"{len(others)} additions, poolings and the like are counted as the bytes they move, {100 * share:.1f} % of "
         "all cycles; layers run one after another."
     )
-    return Clocked(RUNTIME, _metrics(accelerator, own, baseline, batch), layers=rows, notes=(note,))
+    notes = (note, *estimated(accelerator.estimates))
+    return Clocked(RUNTIME, _metrics(accelerator, own, baseline, batch), layers=rows, notes=notes)
 
 
 def _metrics(
