@@ -45,6 +45,15 @@ def layers() -> list[dict[str, Any]]:
     return [*rows, {"name": "linear", "before": [10, 64], "after": [10, 64], "precision": "float32"}]
 
 
+def costs() -> list[dict[str, Any]]:
+    """What a modelled device says of three layers, of which one fell back."""
+    return [
+        {"name": "conv1", "kind": "Conv2D", "cycles": 30000, "seconds": 6e-5, "joules": 2e-6, "macs": 442368},
+        {"name": "linear", "kind": "Conv2D", "cycles": 10000, "seconds": 2e-5, "joules": 6e-6, "macs": 640},
+        {"name": "head", "kind": "softmax", "runs_on": "the processor beside"},
+    ]
+
+
 def report() -> dict[str, Any]:
     """One of every kind of thing that a report may hold."""
     blocks = {"technique": "RemoveBlocks", "blocks": ["layer1.4", "layer2.6", "layer3.7"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from trimtab.core.metric import Metric
 from trimtab.core.plan import Plan
@@ -23,6 +24,7 @@ class Trial:
         stage: the stage of `fit` that it reached.
         runtime: the one that the latency metrics are of.
         others: latency metrics in the other runtimes, by runtime.
+        costs: a row for each layer that the device tells of (see `run.device.Clocked.layers`).
     """
 
     name: str
@@ -34,3 +36,4 @@ class Trial:
     stage: str = ""
     runtime: str | None = None
     others: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    costs: tuple[Mapping[str, Any], ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from trimtab.core.errors import InputError, RuntimeMissing
 from trimtab.core.target import Target
@@ -83,6 +84,11 @@ def device_of(target: Target) -> Device:
 def held_to(device: Device, runtime: str) -> Device:
     """A device in the one of its runtimes that ran a point, where it has a choice of them."""
     return replace(device, runtime=runtime) if isinstance(device, (Cpu, Remote)) else device
+
+
+def machine_of(device: Device) -> dict[str, Any] | None:
+    """What a machine that measures for us says of itself, with its address; None where this one measures or models."""
+    return {"address": device.name, **device.machine()} if isinstance(device, Remote) else None
 
 
 def _described(file: str) -> Device:

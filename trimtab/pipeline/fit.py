@@ -22,6 +22,7 @@ from trimtab.graph.save import load
 from trimtab.pipeline.batch import batch_facts
 from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
 from trimtab.pipeline.control import better, train_control
+from trimtab.pipeline.devices import machine_of
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows
 from trimtab.pipeline.pays import correction, faster, obstacle
@@ -276,6 +277,7 @@ def _write(
         layers=layer_rows(prepared.graph, made),
         timeline=run.timeline,
         batch=batch,
+        there=settled(prepared, f"machine {prepared.device.name}", lambda: machine_of(prepared.device)),
     )
     write_study(run.folder, [*trials, *run.failed])
     return write_record(record, run.folder)

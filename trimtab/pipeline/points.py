@@ -50,7 +50,8 @@ class Point:
         clocked = self.clocked
         metrics = {**self.metrics, **clocked.metrics, **more}
         kept = (*FILES, *sorted(p.name for p in self.file.parent.iterdir() if p.name not in FILES))
-        return Trial(self.name, self.plan, metrics, kept, self.dropped, None, stage, clocked.runtime, clocked.others)
+        told = (None, stage, clocked.runtime, clocked.others, clocked.layers)
+        return Trial(self.name, self.plan, metrics, kept, self.dropped, *told)
 
     @property
     def integer(self) -> bool:

@@ -37,6 +37,7 @@ class Record:
         layers: what became of each layer of the winner.
         timeline: stages with their seconds.
         batch: what the winner costs by batch size, where cost was minimised.
+        there: what the machine says of itself that latencies were measured on, where that is not this one.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Record:
     layers: Sequence[Mapping[str, Any]] = ()
     timeline: Sequence[Mapping[str, Any]] = field(default=())
     batch: Mapping[str, Any] | None = None
+    there: Mapping[str, Any] | None = None
 
     def json(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -67,7 +69,8 @@ class Record:
             "seed": self.seed,
             "met": self.binding is None,
             "binding": self.binding,
-            "machine": machine().json(),
+            "machine": machine().json() if self.there is None else dict(self.there),
+            **({"here": machine().json()} if self.there is not None else {}),
             "runtime": self.runtime,
             "baseline": {"metrics": _json(self.original)},
             "control": None if self.control is None else {"metrics": _json(self.control)},
@@ -81,6 +84,7 @@ class Record:
                     "dropped": list(t.dropped),
                     "runtime": t.runtime,
                     "other_runtimes": {name: _json(metrics) for name, metrics in t.others.items()},
+                    **({"costs": [dict(row) for row in t.costs]} if t.costs else {}),
                 }
                 for t in points
             ],

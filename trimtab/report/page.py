@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trimtab.core.store import write_atomic
 from trimtab.report import sections
+from trimtab.report.costs import costs
 from trimtab.report.html import element, raw
 from trimtab.report.read import Report, read
 from trimtab.report.style import CSS
@@ -15,6 +16,7 @@ SECTIONS = (
     sections.front,
     sections.plan,
     sections.layers,
+    costs,
     sections.dropped,
     sections.failed,
     sections.notes,

@@ -31,6 +31,16 @@ class Point:
     files: tuple[str, ...]
     metrics: Metrics
     dropped: tuple[str, ...]
+    costs: tuple[Cost, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a device says of one layer: figures whose names end in their unit (`seconds`, `joules`), and words."""
+
+    name: str
+    figures: Mapping[str, float]
+    words: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -235,13 +245,21 @@ class _Reader:
 
     def point(self, value: Any, place: str) -> Point:
         data = self.mapping(value, place)
+        costs = self.many(data.get("costs") or [], f"{place}: costs")
         return Point(
             name=self.text(data.get("name"), f"{place}: name"),
             steps=self.steps(data.get("plan", []), f"{place}: plan"),
             files=self.texts(data.get("files", []), f"{place}: files"),
             metrics=self.metrics(data.get("metrics"), f"{place}: metrics"),
             dropped=self.texts(data.get("dropped", []), f"{place}: dropped"),
+            costs=tuple(self.cost(c, f"{place}: costs[{i}]") for i, c in enumerate(costs)),
         )
+
+    def cost(self, value: Any, place: str) -> Cost:
+        data = self.mapping(value, place)
+        words = {k: self.text(v, f"{place}: {k}") for k, v in data.items() if isinstance(v, str)}
+        figures = {k: self.number(v, f"{place}: {k}") for k, v in data.items() if k not in words}
+        return Cost(self.text(data.get("name"), f"{place}: name"), figures, words)
 
     def failed(self, value: Any, place: str) -> Failed:
         data = self.mapping(value, place)

@@ -110,7 +110,7 @@ def compared(report: Report) -> Safe:
     about = "The control is the original given the same training; a drop counts against the better of the two."
     if report.control is None:
         about = "No control was trained: a drop counts against the original as it is."
-    return _section("Original against chosen", about, _table(top, rows))
+    return section("Original against chosen", about, table(top, rows))
 
 
 def _cell(name: str, found: Metric | None) -> Safe:
@@ -154,7 +154,7 @@ def front(report: Report) -> Safe | None:
             " takes another one. The area of a mark is its size on disk, the lines are 95 % intervals.",
         ]
     )
-    return _section("The front", about, *drawn, element("p"), _table(top, rows))
+    return section("The front", about, *drawn, element("p"), table(top, rows))
 
 
 def _speed(point: Point) -> float:
@@ -192,10 +192,7 @@ def layers(report: Report) -> Safe | None:
     cut = sum(x.after is not None and x.after != x.before for x in report.layers)
     gone = sum(x.after is None for x in report.layers)
     about = f"{len(report.layers)} layers: {cut} cut, {gone} removed, {len(rows) - cut - gone} of their full shape."
-    table = _table(top, rows)
-    if len(rows) > _OPEN:
-        table = element("details", element("summary", f"all {len(rows)} layers"), table, open="")
-    return _section("Layer by layer", about, table)
+    return section("Layer by layer", about, rolled(table(top, rows), len(rows)))
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -208,7 +205,7 @@ def plan(report: Report) -> Safe | None:
     if won is None:
         return None
     steps = [element("li", step(s)) for s in won.steps] or [element("li", "none: the original as it is")]
-    return _section("The plan", "plan.json holds every index; this is its short form.", element("ol", *steps))
+    return section("The plan", "plan.json holds every index; this is its short form.", element("ol", *steps))
 
 
 def dropped(report: Report) -> Safe | None:
@@ -217,7 +214,7 @@ def dropped(report: Report) -> Safe | None:
     if not found:
         return None
     items = [element("li", element("b", name), ": ", sentence) for name, sentence in found]
-    return _section("Dropped, and why", "Steps that did not pay on this target.", element("ul", *items))
+    return section("Dropped, and why", "Steps that did not pay on this target.", element("ul", *items))
 
 
 def _not(chosen: str | None) -> Any:
@@ -238,7 +235,7 @@ def failed(report: Report) -> Safe | None:
         )
         for f in report.failed
     ]
-    return _section("Failed trials", "Kept for the record; none of them is in the front.", _table(top, rows))
+    return section("Failed trials", "Kept for the record; none of them is in the front.", table(top, rows))
 
 
 def time_spent(report: Report) -> Safe | None:
@@ -246,14 +243,14 @@ def time_spent(report: Report) -> Safe | None:
     if not report.timeline:
         return None
     total = sum(max(seconds, 0.0) for _, seconds in report.timeline)
-    return _section("Where the time went", f"{plots.minutes(total)} in all.", plots.stages(report.timeline))
+    return section("Where the time went", f"{plots.minutes(total)} in all.", plots.stages(report.timeline))
 
 
 def notes(report: Report) -> Safe | None:
     """What the user should know."""
     if not report.notes:
         return None
-    return _section("Notes", "", element("ul", *(element("li", n) for n in report.notes)))
+    return section("Notes", "", element("ul", *(element("li", n) for n in report.notes)))
 
 
 def machine(report: Report) -> Safe:
@@ -262,7 +259,10 @@ def machine(report: Report) -> Safe:
     for key, found in report.machine.items():
         if found not in (None, "", [], {}):
             rows += [element("dt", key.replace("_", " ")), element("dd", _told(key, found))]
-    return _section("The machine", "Timings are of this machine and these versions.", element("dl", *rows))
+    about = "Timings are of this machine and these versions."
+    if "address" in report.machine:
+        about = "Timings are of the machine at this address and its versions; scores were taken where the run was made."
+    return section("The machine", about, element("dl", *rows))
 
 
 def _told(key: str, found: Any) -> str:
@@ -284,13 +284,20 @@ def replay(report: Report) -> Safe:
         "python -c \"import trimtab; network = trimtab.load('DIR')\"",
     ]
     about = "DIR is this folder, TASK the task file that the run was given."
-    return _section("Check and replay", about, element("pre", "\n".join(lines)))
+    return section("Check and replay", about, element("pre", "\n".join(lines)))
 
 
-def _section(title: str, about: str, *parts: object) -> Safe:
+def rolled(made: Safe, rows: int) -> Safe:
+    """A table of layers that can be rolled up where it is long."""
+    return element("details", element("summary", f"all {rows} layers"), made, open="") if rows > _OPEN else made
+
+
+def section(title: str, about: object, *parts: object) -> Safe:
+    """A part of the page with its heading and a sentence."""
     told = [element("p", about)] if about else []
     return element("section", element("h2", title), *told, *parts)
 
 
-def _table(top: Safe, rows: Sequence[Safe]) -> Safe:
+def table(top: Safe, rows: Sequence[Safe]) -> Safe:
+    """A table that scrolls where the page is narrow."""
     return element("div", element("table", element("thead", top), element("tbody", *rows)), class_="scroll")

@@ -75,7 +75,8 @@ class Cpu:
                 sessions = {which: load(path, which) for which in self._candidates()}
                 original = load(baseline, None)
                 clocked = fastest(measure({"": original, **sessions}, inputs, seconds, target.threads))
-                found[name] = _with_energy(clocked, original, sessions[clocked.runtime], inputs, target.threads)
+                clocked = _with_energy(clocked, original, sessions[clocked.runtime], inputs, target.threads)
+                found[name] = replace(clocked, notes=(*clocked.notes, *_fell_back(path, clocked.runtime, target.batch)))
         return found
 
     def layers(self, shapes: Sequence[Layer], precision: str, target: Target) -> dict[Layer, dict[str, float]]:
@@ -120,6 +121,17 @@ def _with_energy(
         "edp": metric("edp", own.value * clocked.metrics["latency"].value, "measured", n=own.n, how="their product"),
     }
     return replace(clocked, metrics={**clocked.metrics, **more})
+
+
+def _fell_back(file: Path, runtime: str, batch: int) -> tuple[str, ...]:
+    """A sentence that names what ExecuTorch runs outside XNNPACK; nothing for other runtimes."""
+    if runtime != "executorch":
+        return ()
+    from trimtab.run.pte import outside  # brings torch
+
+    names = outside(file, batch)
+    told = ", ".join(names)
+    return (f"ExecuTorch runs these outside XNNPACK, in portable kernels that are not tuned: {told}.",) if names else ()
 
 
 def _unsteady(timings: Sequence[Timing]) -> str:

@@ -76,6 +76,12 @@ def account(path: Path) -> Mapping[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def outside(file: Path, batch: int = 1) -> tuple[str, ...]:
+    """Operators of the program beside an ONNX file that fell back to portable kernels, by name."""
+    said = account(made(file, batch)).get("outside", [])
+    return tuple(str(name) for name in said) if isinstance(said, list) else ()
+
+
 def program(path: Path, etdump: bool = False) -> Any:
     """The ExecuTorchProgram of a file, its structure verified; FileError if it is none."""
     from executorch.extension.pybindings import portable_lib

@@ -138,6 +138,7 @@ class EthosU:
         if lacks is not None:
             notes.append(str(lacks))
         rows = tuple(_row(operator, own.clock) for operator in own.operators if operator.cycles)
+        rows += tuple(_fell(told) for told in fallen)
         return Clocked(
             runtime=RUNTIME,
             metrics=_metrics(own, reference, self.configuration),
@@ -178,6 +179,12 @@ def _row(operator: Operator, clock: float) -> dict[str, Any]:
         "macs": operator.macs,
         "sram_bytes": operator.sram,
     }
+
+
+def _fell(told: str) -> dict[str, Any]:
+    """A row without figures for what fell back, from `softmax (head)`."""
+    kind, _, name = told.partition(" (")
+    return {"name": name.removesuffix(")"), "kind": kind, "runs_on": "the processor beside"}
 
 
 def _exceeds(own: Compiled, name: str, where: Path) -> NotRunnable | None:

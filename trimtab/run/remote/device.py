@@ -74,6 +74,10 @@ class Remote:
         name = self._which(here)[0]
         return f"{here.key} {name} {here.runtimes[name]}"
 
+    def machine(self) -> Mapping[str, Any]:
+        """What the machine there says of itself (see `About`)."""
+        return about(self.client).machine
+
     def artifact(self, file: Path) -> tuple[Path, ...]:
         """The ONNX file."""
         return onnx_files(file)
