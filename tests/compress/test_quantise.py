@@ -15,7 +15,7 @@ from tests.compress.networks import Gated, Inception, Residual, Tagger, image_ba
 from trimtab.compress import Quantise
 from trimtab.compress.quantise.annotate import annotate
 from trimtab.compress.quantise.calibrate import histograms
-from trimtab.compress.quantise.insert import FAKE
+from trimtab.compress.quantise.insert import FAKE, tensors_of
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Arrays, Task
@@ -245,10 +245,19 @@ def test_no_batch_though_the_task_has_data() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": {"bits": 5}}, "weight: bits: got 5, expected 8"),
-        ({"weight": {"group": 5}}, "got 'group', expected only bits, per"),
+        ({"weight": {"bits": 9}}, "weight: bits: got 9, expected 2, 3, 4, 5, 6, 7 or 8"),
+        ({"weight": {"groups": 5}}, "got 'groups', expected only kind, bits, per, group"),
+        ({"weight": {"kind": "ternary", "bits": 2}}, "bits with kind ternary"),
+        ({"weight": {"kind": "binary", "per": "group"}}, "per group with kind binary"),
+        ({"weight": {"per": "channel", "group": 32}}, "group with per channel"),
+        ({"weight": {"group": 1}}, "group: got 1, expected 2 or more"),
+        ({"activation": {"bits": 4, "dynamic": True}}, "4 and dynamic, expected 8"),
+        ({"layers": {"convx": {"bits": 4}}}, "layers: got 'convx', expected one of conv1, conv2, linear"),
+        ({"layers": {"conv1": {"bits": 1}}}, "layers: conv1: bits: got 1"),
+        ({"rounding": "up"}, "rounding: got 'up', expected nearest, adaround, brecq or gptq"),
+        ({"correct": "yes"}, "correct: got 'yes'"),
         ({"activation": {"bits": "8"}}, "activation: bits"),
-        ({"calibration": "entropy"}, "expected minmax, percentile or mse"),
+        ({"calibration": "max"}, "expected minmax, average, percentile, entropy or mse"),
         ({"train": {"lr": 1.0}}, "steps is missing"),
         ({"train": {"steps": 1, "precision": "bf16"}}, "expected fp32"),
     ],
@@ -368,7 +377,8 @@ class Skip(nn.Module):
 def test_a_relu_keeps_zero_point_zero_beside_a_signed_tensor() -> None:
     graph, context = captured(Skip())
     prepared = Quantise().prepare(graph, context)
-    points = {node.args[0].name: node.args[2] for node in prepared.nodes(FAKE)}  # type: ignore[union-attr]
+    tensors = prepared.tensors()
+    points = {fake.source.name: float(tensors[str(fake.zero)]) for fake in tensors_of(prepared)}
     assert points["relu"] == points["relu_1"] == 0
     assert points["cat"] != 0
     assert any("up in floating point: the runtime has no integer conv_transpose2d" in n for n in prepared.notes)

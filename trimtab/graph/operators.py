@@ -23,7 +23,8 @@ clamp_min clone col2im column_stack complex concat concatenate conj constant_pad
 conv_depthwise3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution copy copysign cos cosh
 cosine_similarity cross cross_entropy_loss cummax cummin cumprod cumsum deg2rad detach diag diag_embed diagonal diff
 div dot dropout dstack einsum elu embedding embedding_bag empty empty_like empty_permuted eq erf erfc erfinv exp
-exp2 expand expand_as expm1 exponential eye fake_quantize_per_channel_affine fake_quantize_per_tensor_affine
+exp2 expand expand_as expm1 exponential eye _fake_quantize_learnable_per_channel_affine
+_fake_quantize_learnable_per_tensor_affine
 feature_alpha_dropout feature_dropout fft_fft fft_fft2 fft_ifft fft_ifft2 fft_irfft fft_irfft2 fft_irfftn fft_rfft
 fft_rfft2 fft_rfftn fft_fftn fft_ifftn fft_fftshift fft_ifftshift fill flatten flip fliplr flipud float_power floor
 floor_divide fmax fmin fmod frac frobenius_norm full full_like gather ge gelu glu grid_sampler grid_sampler_2d

@@ -25,6 +25,7 @@ class Annotation:
 
     Args:
         weights: for each quantised weight's name, its output-channel dimension.
+        names: for each quantised weight's name, the user's name of its layer.
         layers: the operator nodes that use these weights.
         tensors: for each quantised activation's node name, the name of the one whose range it shares
             (its own where it shares none), in graph order.
@@ -33,6 +34,7 @@ class Annotation:
     """
 
     weights: Mapping[str, int]
+    names: Mapping[str, str]
     layers: tuple[str, ...]
     tensors: Mapping[str, str]
     floats: Mapping[str, str]
@@ -62,11 +64,17 @@ def annotate(graph: Graph, skip: Sequence[str] = (), support: IntegerSupport = I
     shared = _shared(order, wanted, support)
     return Annotation(
         weights,
+        {_weight(n, kind): layer_name(graph, n) for n, kind in layers.items()},
         tuple(n.name for n in layers),
         {n.name: shared[n].name for n in order},
         floats,
         _unfused(graph, wanted, layers, support),
     )
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether an entry of `skip` or `layers` means a layer: its exact name, a prefix, or a pattern."""
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
 def layer_name(graph: Graph, node: Node) -> str:
@@ -92,7 +100,7 @@ def _layers(graph: Graph, skip: Sequence[str], support: IntegerSupport) -> tuple
         if kind is None and not _is_weighted(node):
             continue
         name = layer_name(graph, node)
-        hit = [s for s in skip if name == s or name.startswith(f"{s}.") or fnmatchcase(name, s)]
+        hit = [s for s in skip if fits(name, s)]
         unused.difference_update(hit)
         if kind is None:
             floats[name] = f"the runtime has no integer {_plain(node)}"

@@ -1,4 +1,4 @@
-"""Insert: fake quantisation that trains, and its conversion into integers with Q/DQ nodes."""
+"""Insert: fake quantisation that computes on the grid of levels, in floating point, and trains."""
 
 from __future__ import annotations
 
@@ -7,196 +7,213 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
-from trimtab.compress.quantise.ranges import NARROWEST, SMALLEST, Affine, floored
-from trimtab.graph.model import Graph, shaped
+from trimtab.compress.quantise.ranges import Affine
+from trimtab.graph.model import EXAMPLE_BATCH, Graph, place, shaped
 
 _ATEN = torch.ops.aten
-FAKE = _ATEN.fake_quantize_per_tensor_affine.default
-FAKE_WEIGHT = _ATEN.fake_quantize_per_channel_affine.default
-CLIP, SCALE, ZERO = "_clip", "_scale", "_zero_point"
-"""What is appended to a weight's name: its clip in training, its scale and zero point in integers."""
+FAKE = _ATEN._fake_quantize_learnable_per_tensor_affine.default
+FAKE_CHANNEL = _ATEN._fake_quantize_learnable_per_channel_affine.default
+SCALE, ZERO = "_scale", "_zero_point"
+"""What is appended to the name of a weight, or of an activation's node: its scale and its zero point."""
 
 
 @dataclass(frozen=True)
 class WeightRange:
-    """How a weight is quantised.
+    """How a weight is quantised: symmetric, with the zero point 0.
 
     Args:
-        axis: its output-channel dimension.
-        clip: the highest quantised value as a share of max abs(w): [C] by channel, [1] for the whole.
-        top: the highest level; the lowest is -top.
+        scale: [C] by channel, [1] for the whole, [C * groups] by group of a linear layer's inputs.
+        axis: the output-channel dimension; None for one scale.
+        low: the lowest level.
+        high: the highest level.
+        group: inputs that share a scale; 0 where all of a channel do.
     """
 
-    axis: int
-    clip: Tensor
-    top: int
-
-    def scale(self, weight: Tensor) -> Tensor:
-        """max abs(w) * clip / top: [C]."""
-        channels = weight.shape[self.axis]
-        return floored(largest(weight, self) * (self.clip / self.top)).expand(channels)
+    scale: Tensor
+    axis: int | None
+    low: int
+    high: int
+    group: int = 0
 
 
-def largest(weight: Tensor, how: WeightRange) -> Tensor:
-    """max abs(w): [C] by channel, [1] for the whole."""
-    size = weight.detach().abs()
-    return size.amax(_dims(weight, how)) if len(how.clip) > 1 else size.amax().reshape(1)
+@dataclass(frozen=True)
+class FakeWeight:
+    """A fake-quantised weight in a prepared graph.
+
+    Args:
+        name: of the parameter, in floating point.
+        node: what the layers read: the weight on its grid.
+        scale: name of the parameter that holds its scales, shaped as in `WeightRange`.
+        axis: the output-channel dimension; None for one scale.
+        low: the lowest level.
+        high: the highest level.
+        group: inputs that share a scale; 0 where all of a channel do.
+    """
+
+    name: str
+    node: Node
+    scale: str
+    axis: int | None
+    low: int
+    high: int
+    group: int
 
 
-def _dims(weight: Tensor, how: WeightRange) -> list[int]:
-    return [d for d in range(weight.ndim) if d != how.axis]
+@dataclass(frozen=True)
+class FakeTensor:
+    """A fake-quantised activation in a prepared graph.
+
+    Args:
+        node: the activation on its grid.
+        source: the activation before.
+        scale: name of the parameter [1] that holds its scale; None where each batch gives its own.
+        zero: name of the buffer [1] that holds its zero point; None where each batch gives its own.
+        low: the lowest level.
+        high: the highest level.
+    """
+
+    node: Node
+    source: Node
+    scale: str | None
+    zero: str | None
+    low: int
+    high: int
 
 
-def fake_quantised(graph: Graph, tensors: Mapping[str, Affine], weights: Mapping[str, WeightRange]) -> Graph:
+def fake_quantised(
+    graph: Graph, tensors: Mapping[str, str], how: Mapping[str, Affine], weights: Mapping[str, WeightRange]
+) -> Graph:
     """The graph with the chosen tensors rounded to their levels, in floating point, so that it trains.
 
-    Forward: x -> (q - z) s (eq. 11). Backward: the gradient passes where x is in range, else it is 0
-    (straight-through, eq. 12). Activations keep their calibrated scale; a weight's scale follows the
-    weight as it trains, with the calibrated clip held.
+    Forward: x -> (clamp(round(x / s) + z, low, high) - z) s (eq. 11). Backward: the gradient passes to x
+    where it is in range, else it is 0 (straight-through, eq. 12); a scale is a parameter, and gets
+
+        ds = g sum(dy (round(x / s) - x / s in range, low - z or high - z outside)),  g = 1 / sqrt(n high)
+
+    where n values share the scale (of one sample, for activations).
 
     Args:
-        graph: evaluating, batch norm folded; copied.
-        tensors: by node name, how to quantise.
+        graph: evaluating; copied.
+        tensors: for each quantised activation's node name, the one whose range it shares.
+        how: by the name that ranges are shared under, how to quantise.
         weights: by parameter name, how to quantise.
 
-    Source: Jacob et al. (2018), section 3; Bengio et al. (2013), section 2.3, for the gradient.
+    Source: Esser et al. (2020), Learned Step Size Quantization, equations 1 to 3 and section 2.2, and Bhalgat
+    et al. (2020), LSQ+, for activations with a zero point (ours is fixed); Bengio et al. (2013), section 2.3.
     """
     result = graph.copy()
-    nodes = result.net.graph
-    named = {n.name: n for n in nodes.nodes}
-    for name, how in tensors.items():
-        node = named[name]
-        with nodes.inserting_after(node):
-            rounded = nodes.call_function(FAKE, (node, how.scale, how.zero_point, how.low, how.high))
-        node.replace_all_uses_with(rounded, delete_user_cb=lambda user, own=rounded: user is not own)
+    named = {n.name: n for n in result.net.graph.nodes}
+    names = {first: _free(result, first) for first in dict.fromkeys(tensors.values())}
+    for first, name in names.items():
+        place(result.net, name + SCALE, nn.Parameter(torch.tensor([how[first].scale])))
+        place(result.net, name + ZERO, torch.tensor([float(how[first].zero_point)]))
+    for node, first in tensors.items():
+        _fake_tensor(result, named[node], names[first], how[first])
     for weight, kind in weights.items():
         _fake_weight(result, weight, kind)
-    return _finished(result)
+    return finished(result)
+
+
+def _free(graph: Graph, name: str) -> str:
+    while any(name + end in graph.tensors() for end in (SCALE, ZERO)):
+        name += "_"
+    return name
+
+
+def _fake_tensor(graph: Graph, node: Node, name: str, how: Affine) -> None:
+    nodes, value = graph.net.graph, node.meta["val"]
+    # of one sample: a mean over the batch in the loss has divided the gradient by its size already
+    count = max(value.numel() // EXAMPLE_BATCH, 1)
+    with nodes.inserting_after(node):
+        zero = nodes.get_attr(name + ZERO)
+    with nodes.inserting_after(node):
+        scale = nodes.get_attr(name + SCALE)
+    with nodes.inserting_after(zero):
+        rounded = nodes.call_function(FAKE, (node, scale, zero, how.low, how.high, _factor(count, how.high)))
+    node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+
+
+def _factor(count: int, high: int) -> float:
+    """The gradient scale of LSQ, section 2.2."""
+    return float((count * high) ** -0.5)
 
 
 def _fake_weight(graph: Graph, weight: str, how: WeightRange) -> None:
     nodes, value = graph.net.graph, graph.tensors()[weight]
-    channels = value.shape[how.axis]
-    register(graph, weight + CLIP, how.clip / how.top)
-    register(graph, weight + ZERO, torch.zeros(channels, dtype=torch.int32))
+    place(graph.net, weight + SCALE, nn.Parameter(how.scale.detach().float().clone()))
+    place(graph.net, weight + ZERO, torch.zeros(len(how.scale), device=value.device))
     readers = nodes.find_nodes(op="get_attr", target=weight)
-    with nodes.inserting_before(_first_user(nodes, readers)):
+    factor = _factor(value.numel() // len(how.scale), how.high)
+    with nodes.inserting_before(first_user(nodes, readers)):
         own = nodes.get_attr(weight)
-        size = nodes.call_function(_ATEN.abs.default, (nodes.call_function(_ATEN.detach.default, (own,)),))
-        dims = _dims(value, how) if len(how.clip) > 1 else list(range(value.ndim))
-        most = nodes.call_function(_ATEN.amax.default, (size, dims))
-        scale = nodes.call_function(_ATEN.mul.Tensor, (most, nodes.get_attr(weight + CLIP)))
-        floor = nodes.call_function(
-            _ATEN.mul.Tensor, (nodes.call_function(_ATEN.amax.default, (scale, [0])), NARROWEST)
-        )
-        scale = nodes.call_function(_ATEN.maximum.default, (scale, floor))
-        scale = nodes.call_function(_ATEN.clamp_min.default, (scale, SMALLEST))
-        scale = nodes.call_function(_ATEN.expand.default, (scale, [channels]))
-        zero = nodes.get_attr(weight + ZERO)
-        rounded = nodes.call_function(FAKE_WEIGHT, (own, scale, zero, how.axis, -how.top, how.top))
+        affine = (nodes.get_attr(weight + SCALE), nodes.get_attr(weight + ZERO))
+        if how.group:
+            rows = nodes.call_function(_ATEN.reshape.default, (own, [-1, how.group]))  # [C * groups, group]
+            rounded = nodes.call_function(FAKE_CHANNEL, (rows, *affine, 0, how.low, how.high, factor))
+            rounded = nodes.call_function(_ATEN.reshape.default, (rounded, list(value.shape)))
+        elif how.axis is None:
+            rounded = nodes.call_function(FAKE, (own, *affine, how.low, how.high, factor))
+        else:
+            rounded = nodes.call_function(FAKE_CHANNEL, (own, *affine, how.axis, how.low, how.high, factor))
     for reader in readers:
         reader.replace_all_uses_with(rounded)
         nodes.erase_node(reader)
 
 
-def _first_user(nodes: Any, readers: Any) -> Node:
+def first_user(nodes: Any, readers: Any) -> Node:
+    """The first node in order that reads one of some nodes."""
     users = {user for reader in readers for user in reader.users}
     first: Node = next(n for n in nodes.nodes if n in users)
     return first
 
 
-def integers(graph: Graph) -> Graph:
-    """A fake-quantised graph with integer weights, and quantise and dequantise nodes around what is integer.
+def weights_of(prepared: Graph) -> tuple[FakeWeight, ...]:
+    """The weights in integers of a prepared graph, in graph order, each once."""
+    found = []
+    for node in prepared.nodes(FAKE, FAKE_CHANNEL):
+        source, scale, *rest = node.args
+        grouped = isinstance(source, Node) and source.target is _ATEN.reshape.default
+        own = source.args[0] if grouped else source  # type: ignore[union-attr]
+        if not isinstance(own, Node) or own.op != "get_attr":
+            continue
+        channel = node.target is FAKE_CHANNEL
+        low, high = int(rest[-3]), int(rest[-2])  # type: ignore[arg-type]
+        axis = None if not channel else 0 if grouped else int(rest[1])  # type: ignore[arg-type]
+        group = int(source.args[1][1]) if grouped else 0  # type: ignore[union-attr, index, arg-type]
+        read = next(iter(node.users)) if grouped else node
+        found.append(FakeWeight(str(own.target), read, str(scale.target), axis, low, high, group))  # type: ignore[union-attr]
+    return tuple(found)
 
-    A weight keeps its name and becomes an int8 buffer; beside it stand `<name>_scale` and
-    `<name>_zero_point`. Each quantised tensor is quantised once, and dequantised for each reader: the
-    form in which runtimes find what to fuse. The result evaluates; it does not train.
 
-    Source: Jacob et al. (2018), section 2; ONNX operators QuantizeLinear and DequantizeLinear.
+def tensors_of(prepared: Graph) -> tuple[FakeTensor, ...]:
+    """The fake-quantised activations of a prepared graph, in graph order."""
+    found = []
+    for node in prepared.nodes(FAKE):
+        parts: tuple[Any, ...] = node.args
+        source, scale, zero, low, high = parts[:5]
+        if source.op == "get_attr":
+            continue
+        names = (str(scale.target), str(zero.target)) if scale.op == "get_attr" else (None, None)
+        found.append(FakeTensor(node, source, *names, int(low), int(high)))
+    return tuple(found)
+
+
+def spread(scale: Tensor, weight: Tensor, how: FakeWeight | WeightRange) -> Tensor:
+    """Scales in a shape that broadcasts against the weight; by group: the weight's own shape."""
+    if how.group:
+        return scale.reshape(-1, 1).expand(-1, how.group).reshape(weight.shape)
+    return scale.reshape([-1 if d == how.axis else 1 for d in range(weight.ndim)])
+
+
+def levels(weight: Tensor, scale: Tensor, how: FakeWeight | WeightRange) -> Tensor:
+    """The level of each weight, as floating-point numbers: clamp(round(w / s), low, high).
+
+    Multiplied by the inverse, as the fake quantisation does: both must round alike.
     """
-    # registers torch.ops.quantized_decomposed
-    import torch.ao.quantization.fx._decomposed  # noqa: F401
-
-    result = graph.copy()
-    for node in list(result.nodes(_ATEN.linear.default)):
-        _integer_bias(result, node)
-    for node in list(result.nodes(FAKE)):
-        _integer_tensor(result, node)
-    for node in list(result.nodes(FAKE_WEIGHT)):
-        _integer_weight(result, node)
-    return _finished(result)
-
-
-def _integer_bias(graph: Graph, node: Node) -> None:
-    """The bias of a linear layer on [N, features] in 32 bits at the scale of input times weight.
-
-    Only so do runtimes take the layer as an integer matrix product with a floating-point result. They do
-    this to convolutions' biases by themselves. A bias too large for its scale stays as it is.
-    """
-    source, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
-    parts: tuple[Any, ...] = (source, weight, bias)
-    if not all(isinstance(n, Node) for n in parts) or parts[0].target is not FAKE or parts[1].target is not FAKE_WEIGHT:
-        return
-    name, tensors = str(parts[2].target), graph.tensors()
-    if source.meta["val"].ndim != 2 or name not in tensors or len(parts[2].users) > 1:  # type: ignore[union-attr]
-        return
-    parameter, axis, top = str(parts[1].args[0].target), parts[1].args[3], parts[1].args[5]
-    how = WeightRange(axis, tensors[parameter + CLIP] * top, top)
-    scale = (how.scale(tensors[parameter].detach()) * parts[0].args[1]).contiguous()
-    levels = torch.round(tensors[name].detach().double() / scale.double())
-    highest = 2**31 - 1
-    if float(levels.abs().max()) > highest:
-        return
-    register(graph, name, levels.to(torch.int32))
-    register(graph, name + SCALE, scale)
-    register(graph, name + ZERO, torch.zeros(len(scale), dtype=torch.int32))
-    nodes, ops = graph.net.graph, torch.ops.quantized_decomposed
-    with nodes.inserting_before(node):
-        channels = (nodes.get_attr(name), nodes.get_attr(name + SCALE), nodes.get_attr(name + ZERO))
-        settings = (0, -highest - 1, highest, torch.int32)
-        value = nodes.call_function(ops.dequantize_per_channel.default, (*channels, *settings))
-    node.replace_input_with(parts[2], value)
-
-
-def _integer_tensor(graph: Graph, node: Node) -> None:
-    nodes, ops = graph.net.graph, torch.ops.quantized_decomposed
-    source, *how = node.args
-    settings = (*how, torch.uint8)
-    with nodes.inserting_before(node):
-        levels = nodes.call_function(ops.quantize_per_tensor.default, (source, *settings))
-    for user in list(node.users):
-        with nodes.inserting_before(user):
-            value = nodes.call_function(ops.dequantize_per_tensor.default, (levels, *settings))
-        user.replace_input_with(node, value)
-    nodes.erase_node(node)
-
-
-def _integer_weight(graph: Graph, node: Node) -> None:
-    nodes, ops = graph.net.graph, torch.ops.quantized_decomposed
-    name, axis, low, high = str(node.args[0].target), *node.args[3:]  # type: ignore[union-attr]
-    tensors = graph.tensors()
-    weight, clip = tensors[name].detach(), tensors[name + CLIP]
-    how = WeightRange(int(axis), clip * high, int(high))  # type: ignore[arg-type, operator]
-    scale = how.scale(weight).contiguous()
-    shape = [-1 if d == how.axis else 1 for d in range(weight.ndim)]
-    # multiplied by the inverse, as the fake quantisation does: both must round alike
-    levels = torch.round(weight * (1 / scale).reshape(shape)).clamp(-how.top, how.top).to(torch.int8)
-    register(graph, name, levels)
-    with nodes.inserting_before(node):
-        source = nodes.get_attr(name)
-        if len(clip) > 1:
-            register(graph, name + SCALE, scale)
-            register(graph, name + ZERO, torch.zeros(len(scale), dtype=torch.int8))
-            channels = (nodes.get_attr(name + SCALE), nodes.get_attr(name + ZERO), axis)
-            value = nodes.call_function(ops.dequantize_per_channel.default, (source, *channels, low, high, torch.int8))
-        else:
-            step = float(scale[0])
-            value = nodes.call_function(ops.dequantize_per_tensor.default, (source, step, 0, low, high, torch.int8))
-    node.replace_all_uses_with(value)
-    nodes.erase_node(node)
+    return torch.round(weight * (1 / spread(scale, weight, how))).clamp(how.low, how.high)
 
 
 def register(graph: Graph, name: str, value: Tensor) -> None:
@@ -208,7 +225,8 @@ def register(graph: Graph, name: str, value: Tensor) -> None:
     owner.register_buffer(leaf, value)
 
 
-def _finished(graph: Graph) -> Graph:
+def finished(graph: Graph) -> Graph:
+    """A graph whose nodes were edited in place: without what nothing reads, recompiled, with shapes."""
     nodes = graph.net.graph
     nodes.eliminate_dead_code()
     used = {str(n.target) for n in nodes.find_nodes(op="get_attr")}

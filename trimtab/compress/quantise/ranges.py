@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Calibration = Literal["minmax", "percentile", "mse"]
+Calibration = Literal["minmax", "average", "percentile", "entropy", "mse"]
 BINS = 2048
 """Bins of a histogram of activations: eight for each step of 8 bits."""
 SMALLEST = 2.0**-24

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from trimtab.compress.quantise.annotate import Annotation, annotate, layer_name
 from trimtab.compress.quantise.calibrate import calibration_inputs, histograms
-from trimtab.compress.quantise.insert import FAKE, WeightRange, fake_quantised, integers, largest
+from trimtab.compress.quantise.convert import integers
+from trimtab.compress.quantise.insert import WeightRange, fake_quantised, weights_of
 from trimtab.compress.quantise.ranges import Calibration, activation_range, affine, weight_scales
+from trimtab.compress.quantise.scheme import (
+    BITS,
+    EIGHT,
+    FLOATS,
+    ActivationScheme,
+    WeightScheme,
+    activation_scheme,
+    layer_schemes,
+)
 from trimtab.compress.recover import Distil
 from trimtab.compress.settings import made
 from trimtab.core.context import Context
@@ -20,42 +30,53 @@ from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.run.fusable import INTEGER, IntegerSupport
 
-_EIGHT = 8
+Rounding = Literal["nearest", "adaround", "brecq", "gptq"]
 
 
 def _weight() -> dict[str, Any]:
-    return {"bits": _EIGHT, "per": "channel"}
+    return {"bits": EIGHT, "per": "channel"}
 
 
 def _activation() -> dict[str, Any]:
-    return {"bits": _EIGHT}
+    return {"bits": EIGHT}
 
 
 @dataclass(frozen=True)
 class Quantise:
-    """Static integer quantisation, calibrated after training: no labels needed, and no training.
+    """Integer weights and activations, calibrated after training (no labels needed), or trained.
 
-    q = clamp(round(x / s) + z) (eq. 11); weights symmetric, activations unsigned and asymmetric;
-    batch norm is folded first, and what is quantised is exactly what the runtime fuses.
+    q = clamp(round(x / s) + z, low, high) (eq. 11); weights symmetric, activations unsigned and asymmetric.
+    What is quantised is exactly what the runtime fuses. Widths without a kernel make the file smaller, not faster.
 
     Args:
-        weight: `{"bits": 8, "per": "channel" | "tensor"}`.
-        activation: `{"bits": 8}`.
-        calibration: how ranges are chosen from calibration data: `minmax`, `percentile` or `mse`.
+        weight: `{"bits": 2 to 8, "per": "channel" | "tensor" | "group"}`; with groups, `{"group": 32}` says how many
+            inputs of a linear layer share a scale. `{"kind": "int" | "ternary" | "binary" | "fp16" | "bf16" | "fp8"}`:
+            ternary and binary keep the first and last layer at 8 bits unless `layers` names them.
+        activation: `{"bits": 2 to 8}`, `{"bits": 8, "dynamic": True}` for ranges of each batch as it comes, or None
+            for weights only. The network's inputs have 8 bits.
+        calibration: how ranges are chosen from calibration data: `minmax`, `average` (of the batches' least and
+            greatest values), `percentile`, `entropy` (least Kullback-Leibler divergence) or `mse`.
+        layers: `weight` settings of single layers, over those of `weight`: mixed precision, such as
+            `{"conv1": {"bits": 8}, "layer3": {"bits": 4}}`; names as in `skip`, later ones win.
+        rounding: how weights are rounded to levels: `nearest`, `adaround`, `brecq` or `gptq`.
+        correct: whether biases are corrected for the mean error that quantisation makes.
         skip: names of layers to leave in floating point: exact, a prefix, or a pattern.
-        train: settings of `Distil` to train with before the integers are fixed (quantisation-aware
-            training, Jacob et al. 2018, section 3), such as `{"steps": 300, "lr": 0.001}`; None for none.
+        train: settings of `Distil` to train with before the integers are fixed (quantisation-aware training
+            with learned scales), such as `{"steps": 300, "lr": 0.001}`; None for none.
 
     Raises:
         InputError: a setting is unknown, the graph is quantised already, or the calibration data is wrong.
 
     Source: Jacob et al. (2018), Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference, sections 2 and 3.
+    Integer-Arithmetic-Only Inference, sections 2 and 3; Esser et al. (2020), Learned Step Size Quantization.
     """
 
     weight: Mapping[str, Any] = field(default_factory=_weight)
-    activation: Mapping[str, Any] = field(default_factory=_activation)
+    activation: Mapping[str, Any] | None = field(default_factory=_activation)
     calibration: Calibration = "minmax"
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rounding: Rounding = "nearest"
+    correct: bool = False
     skip: tuple[str, ...] = ()
     train: Mapping[str, Any] | None = None
 
@@ -67,22 +88,27 @@ class Quantise:
         return tuple(Axis(f"Quantise:{name}", ("int8", "fp32")) for name in names)
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        """The graph with int8 weights and Q/DQ nodes, calibrated on `context.calibrate`."""
+        """The graph with integer weights and Q/DQ nodes, calibrated on `context.calibrate`."""
         training = None if self.train is None else _training(self.train)
         prepared = self.prepare(graph, context)
         return self.convert(prepared if training is None else training.apply(prepared, context))
 
     @staticmethod
     def shorthand(values: list[Any], settings: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """A recipe's `quantise(8)`, `quantise(int8)` and `quantise(bits=8)` as settings."""
+        """A recipe's `quantise(8)`, `quantise(bits=4)`, `quantise(int4)` and `quantise(ternary)` as settings.
+
+        A number is the width of weights and activations; `int4` is that of weights, with 8-bit activations;
+        `ternary` and `binary` are of weights, as are `fp16`, `bf16` and `fp8`, which leave activations alone.
+        """
         rest = dict(settings)
         bits = values[0] if values else rest.pop("bits", None)
-        bits = {"int8": _EIGHT}.get(bits, bits) if isinstance(bits, str) else bits
         if isinstance(bits, Mapping) or bits is None:
             return values, rest
-        if "bits" in rest or isinstance(bits, bool) or not isinstance(bits, int):
-            raise InputError("Quantise: bits", got=repr(bits), expected="8 or int8")
-        both = {"weight": _weight() | {"bits": bits}, "activation": {"bits": bits}}
+        named = _NAMED.get(bits) if isinstance(bits, str) else None
+        number = not isinstance(bits, bool) and isinstance(bits, int)
+        if "bits" in rest or not (number or named is not None):
+            raise InputError("Quantise: bits", got=repr(bits), expected=f"2 to 8, {', '.join(_NAMED)}")
+        both = {"weight": _weight() | {"bits": bits}, "activation": {"bits": bits}} if named is None else named
         twice = [key for key in both if key in rest]
         if twice:
             raise InputError("Quantise", got=f"bits and {twice[0]}", expected="one of the two")
@@ -95,22 +121,24 @@ class Quantise:
 
         Source: Jacob et al. (2018), section 3; straight-through gradient (eq. 12), Bengio et al. (2013).
         """
-        settings = _checked(self)
+        activation = _checked(self)
         refuse_quantised(graph)
         folded = for_inference(set_mode(graph.copy(), False))
         found = annotate(folded, self.skip, _support(context))
         if not found.layers:
             why = "; ".join(f"{k}: {v}" for k, v in list(found.floats.items())[:3]) or "it has no such layer"
             raise InputError("Quantise: no layer can run in integers", got=why)
+        schemes = layer_schemes(self.weight, self.layers, found.names.values())
         inputs, note = calibration_inputs(folded, context)
         context.progress("calibrate", 0, 1)
-        counted = histograms(folded, found.tensors, inputs)
-        bits = settings["activation"]["bits"]
+        tensors = {} if activation is None else found.tensors
+        counted = histograms(folded, tensors, inputs)
+        bits = EIGHT if activation is None else activation.bits
         how = {k: affine(*activation_range(h, self.calibration, bits), bits) for k, h in counted.items()}
-        tensors = {name: how[first] for name, first in found.tensors.items()}
-        prepared = fake_quantised(folded, tensors, _weights(folded, found, settings["weight"], self.calibration))
+        weights, notes = _weights(folded, found, schemes, self.calibration)
+        prepared = fake_quantised(folded, tensors, how, weights)
         context.progress("calibrate", 1, 1)
-        return prepared.note(*filter(None, [note]), *_left(found))
+        return prepared.note(*filter(None, [note]), *notes, *_left(found))
 
     def convert(self, prepared: Graph) -> Graph:
         """A prepared graph, trained or not, in integers.
@@ -118,9 +146,17 @@ class Quantise:
         Raises:
             InputError: the graph does not come from `prepare`.
         """
-        if not any(True for _ in prepared.nodes(FAKE)):
+        if not weights_of(prepared):
             raise InputError("Quantise: convert", got="a graph without fake quantisation", do="Call prepare first.")
         return integers(set_mode(prepared.copy(), False))
+
+
+_NAMED: Mapping[str, Mapping[str, Any]] = {
+    **{f"int{bits}": {"weight": {"bits": bits, "per": "channel"}} for bits in BITS},
+    **{kind: {"weight": {"kind": kind}} for kind in ("ternary", "binary")},
+    **{kind: {"weight": {"kind": kind}, "activation": None} for kind in FLOATS},
+}
+"""What a recipe's bare words stand for."""
 
 
 def _support(context: Context) -> IntegerSupport:
@@ -132,24 +168,29 @@ def refuse_quantised(graph: Graph) -> None:
     """InputError if a graph is quantised already, in integers or for training."""
     for node in graph.nodes():
         name = str(node.target)
-        if name.startswith(("quantized_decomposed.", "aten.fake_quantize")):
+        if name.startswith(("quantized_decomposed.", "aten.fake_quantize", "aten._fake_quantize")):
             raise InputError(
                 "Quantise: the network is quantised already", where=node.name, do="Start from its floating-point form."
             )
 
 
 def _weights(
-    graph: Graph, found: Annotation, settings: Mapping[str, Any], method: Calibration
-) -> dict[str, WeightRange]:
+    graph: Graph, found: Annotation, schemes: Mapping[str, WeightScheme], method: Calibration
+) -> tuple[dict[str, WeightRange], list[str]]:
+    """How each weight is quantised, and a note where it has no groups."""
     ranges: dict[str, WeightRange] = {}
-    top = 2 ** (settings["bits"] - 1) - 1
+    notes = []
     for name, axis in found.weights.items():
-        weight = graph.tensors()[name]
-        scale = weight_scales(weight, settings["bits"], axis if settings["per"] == "channel" else None, method)
-        full = largest(weight, WeightRange(axis, scale, top))
-        clip = scale * top / full.where(full > 0, scale * top)
-        ranges[name] = WeightRange(axis, clip, top)
-    return ranges
+        scheme, weight = schemes[found.names[name]], graph.tensors()[name]
+        grouped = scheme.per == "group" and weight.ndim == 2 and axis == 0 and weight.shape[1] % scheme.group == 0
+        if scheme.per == "group" and not grouped:
+            shape = list(weight.shape)
+            notes.append(f"Quantise scales {found.names[name]} by channel: {shape} has no groups of {scheme.group}.")
+        along = None if scheme.per == "tensor" else axis
+        value = weight.reshape(-1, scheme.group) if grouped else weight
+        scale = weight_scales(value, scheme.bits, along, method)
+        ranges[name] = WeightRange(scale, along, -scheme.top, scheme.top, scheme.group if grouped else 0)
+    return ranges, notes
 
 
 def _left(found: Annotation) -> list[str]:
@@ -169,16 +210,14 @@ def _training(settings: Mapping[str, Any]) -> Distil:
     return training
 
 
-def _checked(settings: Quantise) -> dict[str, dict[str, Any]]:
-    """The settings with defaults filled in."""
-    full = {"weight": _weight() | dict(settings.weight), "activation": _activation() | dict(settings.activation)}
-    for part, default in (("weight", _weight()), ("activation", _activation())):
-        for key, value in full[part].items():
-            if key not in default:
-                raise InputError(f"Quantise: {part}", got=repr(key), expected=f"only {', '.join(default)}")
-            allowed: tuple[Any, ...] = INTEGER.bits if key == "bits" else ("channel", "tensor")
-            if value not in allowed or isinstance(value, bool):
-                raise InputError(f"Quantise: {part}: {key}", got=repr(value), expected=" or ".join(map(str, allowed)))
-    if settings.calibration not in ("minmax", "percentile", "mse"):
-        raise InputError("Quantise: calibration", got=repr(settings.calibration), expected="minmax, percentile or mse")
-    return full
+def _checked(settings: Quantise) -> ActivationScheme | None:
+    """The scheme of activations, if every setting is known."""
+    for name, value, allowed in (
+        ("calibration", settings.calibration, get_args(Calibration)),
+        ("rounding", settings.rounding, get_args(Rounding)),
+        ("correct", settings.correct, (False, True)),
+    ):
+        if value not in allowed:
+            expected = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
+            raise InputError(f"Quantise: {name}", got=repr(value), expected=expected)
+    return activation_scheme(settings.activation)
