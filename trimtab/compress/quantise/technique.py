@@ -89,7 +89,7 @@ class Quantise:
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with integer weights and Q/DQ nodes, calibrated on `context.calibrate`."""
-        training = None if self.train is None else _training(self.train)
+        training = None if self.train is None else training_of(self.train)
         prepared = self.prepare(graph, context)
         return self.convert(prepared if training is None else training.apply(prepared, context))
 
@@ -202,7 +202,7 @@ def _left(found: Annotation) -> list[str]:
     return lines
 
 
-def _training(settings: Mapping[str, Any]) -> Distil:
+def training_of(settings: Mapping[str, Any]) -> Distil:
     """The training of `train`; in fp32, because lower precision rounds what the levels round already."""
     if settings.get("precision", "fp32") != "fp32":
         raise InputError("Quantise: train: precision", got=settings["precision"], expected="fp32")
