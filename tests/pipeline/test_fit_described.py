@@ -67,6 +67,8 @@ def test_an_integer_only_board(task: Task, tmp_path: Path, minimise: str) -> Non
     assert metrics[name]["value"] > 1
     assert "25 MHz at 0.6 V" in chosen["other_runtimes"]
     assert any("least energy is at" in note for note in report["notes"])
+    assert sum(row["seconds"] for row in chosen["costs"]) == pytest.approx(metrics["latency"]["value"])
+    assert sum(row["joules"] for row in chosen["costs"]) == pytest.approx(metrics["energy"]["value"])
     assert all(
         any(s["technique"] == "Quantise" for s in p["plan"]) for p in report["points"] if p["name"] != "original"
     )

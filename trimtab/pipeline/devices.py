@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from trimtab.core.errors import InputError, RuntimeMissing
+from trimtab.core.errors import FileError, InputError, RuntimeMissing
 from trimtab.core.target import Target
 from trimtab.hardware.accelerator import accelerators, describe_accelerator
 from trimtab.hardware.description import catalog, describe
@@ -94,6 +94,13 @@ def machine_of(device: Device) -> dict[str, Any] | None:
 def _described(file: str) -> Device:
     """The device of a user's own file: an accelerator where it tells of an array, else a device by its data sheet."""
     data = toml(Path(file))
+    if not {"array", "peak"} & set(data):
+        raise FileError(
+            "device",
+            where=file,
+            got=", ".join(data)[:80] or "an empty file",
+            expected="[peak] and the rest of a data sheet, or [array] and the rest of an accelerator",
+        )
     if "array" in data:
         return ZigZag(describe_accelerator(data, file), path=file)
     return Described(describe(data, file), path=file)
