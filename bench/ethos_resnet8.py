@@ -60,7 +60,7 @@ STARTS = {"resnet20": "cifar10_resnet20", "resnet56": "cifar10_resnet56"}
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after cycles of so many steps, scores on the choosing images after each, and whether it is a plateau."""
+    """A network after cycles of so many steps, scores on the choosing images after each, and if it is done."""
 
     graph: Graph
     steps: int
@@ -151,12 +151,8 @@ def trained(
     """
     plain = Recipe(1, lr=0.05, weight_decay=5e-4, distil=Distillation(temperature=4.0, alpha=0.1))
     assert context.store is not None
-    share = seconds / TRAININGS
-    steps = (
-        like.steps
-        if like
-        else int(context.store.once(f"steps-{seconds:.0f}", lambda: steps_for(share, graph, context, plain)))
-    )
+    share, name = seconds / TRAININGS, f"steps-{seconds:.0f}"
+    steps = like.steps if like else int(context.store.once(name, lambda: steps_for(share, graph, context, plain)))
     scores: list[float] = []
     for k in range(len(like.scores) if like else TRAININGS):
         lr = 0.1 if scratch and k == 0 else 0.05
@@ -227,8 +223,8 @@ def written(found: dict[str, Any]) -> str:
             "# A third of ResNet-8's cycles on Ethos-U55-128",
             "",
             f"`python bench/ethos_resnet8.py --start {found['start']}`, {found['when']}. Cycles are modelled by Arm's",
-            f"Vela (MLPerf Tiny's own file: {REFERENCE:,}). Accuracy in per cent is measured, on JPEG images of CIFAR-10:",
-            "5,000 to choose on, 5,000 that nothing was chosen on.",
+            f"Vela (MLPerf Tiny's own file: {REFERENCE:,}). Accuracy in per cent is measured, on JPEG images of",
+            "CIFAR-10: 5,000 to choose on, 5,000 that nothing was chosen on.",
             "",
             "| network | cycles | times fewer than the file | SRAM | fp32, proving | int8, choosing | int8, proving |",
             "|---|---|---|---|---|---|---|",
@@ -237,8 +233,8 @@ def written(found: dict[str, Any]) -> str:
             f"ResNet-8 was trained from scratch, taught by ResNet-56, in cycles of {training['steps']:,} steps of 128",
             f"images: {scores} on the choosing images after each;",
             f"its plateau {'was' if training['plateau'] else 'was not'} reached.",
-            f"Fit had {found['hours']:g} h, at most {CYCLES:,} cycles, and {100 * found['max_drop']:.2f} points to lose",
-            "against the network that it started from.",
+            f"Fit had {found['hours']:g} h, at most {CYCLES:,} cycles, and {100 * found['max_drop']:.2f} points to",
+            "lose against the network that it started from.",
             "",
             f"At most {CYCLES:,} cycles at no less accuracy than ResNet-8, in 8 bits or in floating point:",
             f"{'holds' if holds else 'does not hold'} for '{best['title']}' ({best['cycles']:,} cycles, "
