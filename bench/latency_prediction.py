@@ -1,10 +1,13 @@
 """Latency prediction on this processor: networks never timed, from a table of layers and a few whole networks.
 
-    python bench/latency_prediction.py --measure FOLDER      # one occasion: the table, then all networks, timed
-    python bench/latency_prediction.py --table FOLDER FOLDER # predict the second occasion from the first
+    python bench/latency_prediction.py --prepare FOLDER                  # the networks as files: any machine, any load
+    python bench/latency_prediction.py --measure FOLDER A [--minutes 12] # one occasion: layers, then networks, timed
+    python bench/latency_prediction.py --measure FOLDER B
+    python bench/latency_prediction.py --table FOLDER A B                # predict occasion B from occasion A
 
 Random networks of three families (ResNet, MobileNet, 1-d CNN): 60 to calibrate with and 200 to predict. Each is timed
-in ONNX Runtime at one thread and batch 1. An occasion is a process of its own, at another time.
+in ONNX Runtime at one thread and batch 1. An occasion is a process of its own, at another time, on a quiet machine.
+What is there is not done again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import argparse
 import json
 import sys
 import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +35,7 @@ from trimtab.graph.capture import capture  # noqa: E402
 from trimtab.graph.modes import set_mode  # noqa: E402
 from trimtab.hardware.layer import Layer  # noqa: E402
 from trimtab.hardware.machine import machine  # noqa: E402
-from trimtab.pipeline.predict import calibrate, features, layer_model  # noqa: E402
-from trimtab.pipeline.table import layers, measure  # noqa: E402
+from trimtab.pipeline.predict import LEAST, calibrate, features, layer_model  # noqa: E402
 from trimtab.run.cpu import Cpu  # noqa: E402
 from trimtab.run.export import export_onnx  # noqa: E402
 from trimtab.run.measure import measure as time_sessions  # noqa: E402
@@ -38,6 +43,8 @@ from trimtab.run.onnxruntime import OnnxRuntime  # noqa: E402
 
 CALIBRATION, TEST = 60, 200
 FAMILIES = ("resnet", "mobilenet", "cnn1d")
+OVERHEAD = 0.15
+"""Seconds that loading, warming up and choosing a core take for each network, about, halved."""
 
 
 class Residual(nn.Module):
@@ -111,105 +118,158 @@ def network(family: str, seed: int) -> tuple[nn.Module, Tensor]:
     return Head(nn.Sequential(*parts), inputs, (2, 3)), torch.randn(2, 3, side, side)
 
 
-def occasion(folder: Path) -> None:
-    """Time every network, five at a time against each other, and the table of their layers."""
+def names(count: int) -> tuple[list[str], list[str]]:
+    """Of so many networks, those to calibrate with and those to predict; families take turns."""
+    every = [f"{FAMILIES[i % 3]}-{i}" for i in range(count)]
+    calibration = max(3 * round(count * CALIBRATION / (CALIBRATION + TEST) / 3), 3 * LEAST)
+    if calibration + 3 > count:
+        raise SystemExit(f"--networks: {3 * LEAST + 3} or more: {LEAST} of each family to calibrate with")
+    return every[:calibration], every[calibration:]
+
+
+def prepare(folder: Path, count: int) -> None:
+    """Capture and export every network, and note what its latency is a sum over; layers by their shape."""
     folder.mkdir(parents=True, exist_ok=True)
-    target, device = Target(runtime="onnxruntime"), Cpu("onnxruntime")
-    graphs = {name: _graph(*name.split("-")) for name in _names()}
-    shapes = dict.fromkeys(s for graph in graphs.values() for s in layers(graph).values())
+    every = [name for part in names(count) for name in part]
+    for k, name in enumerate(every):
+        if (folder / f"{name}.json").exists():
+            continue
+        family, _, seed = name.partition("-")
+        model, example = network(family, int(seed))
+        graph = set_mode(capture(model.eval(), example), False)
+        export_onnx(graph, folder / f"{name}.onnx")
+        shapes: list[Layer] = []
+
+        def noted(asked: Sequence[Layer], shapes: list[Layer] = shapes) -> list[float]:
+            shapes.extend(asked)
+            return [0.0] * len(asked)
+
+        rest = [float(v) for v in features(graph, noted)]
+        input_shape = [int(n) for n in graph.example(1)[0].shape]
+        facts = {"shapes": [asdict(s) for s in shapes], "rest": rest, "input": input_shape}
+        write_json(folder / f"{name}.json", facts)
+        print(f"{k + 1}/{len(every)}", file=sys.stderr, flush=True)
+
+
+def layer_of(data: dict[str, Any]) -> Layer:
+    """A layer from JSON."""
+    return Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def facts_of(folder: Path, every: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `prepare` noted of each network, layers as shapes."""
+    missing = [n for n in every if not (folder / f"{n}.json").exists()]
+    if missing:
+        raise SystemExit(f"{folder}: {len(missing)} of {len(every)} networks are missing; run --prepare first")
+    found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in every}
+    return {name: {**facts, "shapes": [layer_of(s) for s in facts["shapes"]]} for name, facts in found.items()}
+
+
+def occasion(folder: Path, which: str, count: int, minutes: float) -> None:
+    """Time the layers, in one profile for each 64, then every network, in a random order, one after the other.
+
+    A network is timed for so long that all of them end in the minutes, even if each is measured twice.
+    """
     start = time.monotonic()
-    table = measure(shapes, device, target, f"bench {folder.name} {device.version()}")
-    rows = [[list(vars(s).items()), v["latency"]] for (s, p), v in table.items() if p == "fp32"]
-    print(f"{len(shapes)} layer shapes in {time.monotonic() - start:.0f} s", file=sys.stderr)
-    found = json.loads((folder / "times.json").read_text())["seconds"] if (folder / "times.json").exists() else {}
-    names = [n for n in graphs if n not in found]
-    for i in range(0, len(names), 5):
-        group = names[i : i + 5]
-        for name in group:  # networks differ in their inputs: each is measured alone, one after the other
-            path = folder / "network.onnx"
-            export_onnx(graphs[name], path)
-            session = OnnxRuntime().load(path, 1, 1)
-            inputs = [t.numpy() for t in graphs[name].example(1)]
-            found[name] = time_sessions({"": session}, inputs, 0.8)[""].median_s
-            session.close()
-        write_json(folder / "times.json", {"seconds": found, "table": rows, "when": time.strftime("%Y-%m-%d %H:%M")})
-        print(f"{len(found)}/{len(graphs)}", file=sys.stderr, flush=True)
+    every = [name for part in names(count) for name in part]
+    facts, file = facts_of(folder, every), folder / f"times-{which}.json"
+    done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"seconds": {}, "table": []}
+    shapes = dict.fromkeys(s for name in every for s in facts[name]["shapes"])
+    if len(done["table"]) != len(shapes):
+        table = Cpu("onnxruntime").layers(list(shapes), "fp32", Target(runtime="onnxruntime"))
+        done["table"] = [[asdict(s), costs["latency"]] for s, costs in table.items()]
+        print(f"{len(shapes)} layer shapes in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    left = [name for name in every if name not in done["seconds"]]
+    np.random.default_rng(zlib.crc32(which.encode())).shuffle(left)
+    each = float(np.clip((60 * minutes - (time.monotonic() - start)) / max(len(left), 1) / 2 - OVERHEAD, 0.15, 1.0))
+    for k, name in enumerate(left):
+        inputs = [np.random.default_rng(0).standard_normal(facts[name]["input"]).astype(np.float32)]
+        session = OnnxRuntime().load(folder / f"{name}.onnx", 1, 1)
+        found = time_sessions({"": session}, inputs, each)[""]
+        session.close()
+        done["seconds"][name] = found.median_s
+        done["shaky"] = done.get("shaky", 0) + (not found.reliable)
+        if k % 10 == 9 or k + 1 == len(left):
+            write_json(file, {**done, "when": time.strftime("%Y-%m-%d %H:%M")})
+            print(f"{k + 1}/{len(left)}", file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - start:.0f} s, {each:.2f} s for each network", file=sys.stderr)
 
 
-def _names() -> list[str]:
-    return [f"{FAMILIES[i % 3]}-{i}" for i in range(CALIBRATION + TEST)]
-
-
-def _graph(family: str, seed: str) -> Any:
-    model, example = network(family, int(seed))
-    return set_mode(capture(model.eval(), example), False)
-
-
-def report(first: Path, second: Path) -> None:
+def report(folder: Path, first: str, second: str, count: int, out: Path) -> None:
     """Predict the second occasion from the first, and write the table."""
     from scipy.stats import spearmanr
 
-    a, b = (json.loads((f / "times.json").read_text()) for f in (first, second))
-    table = {Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in s}): seconds for s, seconds in a["table"]}
-    names = _names()
-    rng = np.random.default_rng(0)
-    unseen = set(rng.permutation(len(table))[: len(table) // 5].tolist())
+    a, b = (json.loads((folder / f"times-{which}.json").read_text(encoding="utf-8")) for which in (first, second))
+    calibration, test = names(count)
+    facts = facts_of(folder, [*calibration, *test])
+    table = {layer_of(s): seconds for s, seconds in a["table"]}
+    unseen = set(np.random.default_rng(0).permutation(len(table))[: len(table) // 5].tolist())
     known = {s: v for i, (s, v) in enumerate(table.items()) if i not in unseen}
     model = layer_model(known)
+    guessed = dict(zip(table, model(list(table)), strict=True))
     rows = {
-        "table of every layer": lambda shapes: [table[s] for s in shapes],
-        "a fifth of the layers never timed": lambda shapes: [known[s] if s in known else model([s])[0] for s in shapes],
+        "table of every layer": lambda s: table[s],
+        "a fifth of the layers never timed": lambda s: known[s] if s in known else guessed[s],
     }
+    truth = np.array([b["seconds"][n] for n in test])
+    floor = np.array([b["seconds"][n] / a["seconds"][n] - 1 for n in test])
     lines = []
-    floor = np.array([b["seconds"][n] / a["seconds"][n] - 1 for n in names[CALIBRATION:]])
-    graphs = {n: _graph(*n.split("-")) for n in names}
-    truth = np.array([b["seconds"][n] for n in names[CALIBRATION:]])
     for title, row in rows.items():
-        found = {n: features(graphs[n], row) for n in names}
-        predictor = {
-            family: calibrate(
-                [found[n] for n in names[:CALIBRATION] if n.startswith(family)],
-                [a["seconds"][n] for n in names[:CALIBRATION] if n.startswith(family)],
-                "this processor",
-            )
-            for family in FAMILIES
-        }
-        guess = np.array([found[n] @ np.array(predictor[n.split("-")[0]].weights) for n in names[CALIBRATION:]])
+        found = {n: np.array([sum(map(row, f["shapes"])), *f["rest"][1:]]) for n, f in facts.items()}
+        predictor = {}
+        for family in FAMILIES:
+            mine = [n for n in calibration if n.startswith(family)]
+            predictor[family] = calibrate([found[n] for n in mine], [a["seconds"][n] for n in mine], "this processor")
+        guess = np.array([found[n] @ np.array(predictor[n.split("-")[0]].weights) for n in test])
         off = guess / truth - 1
         for family in ("all", *FAMILIES):
-            mine = np.array([family in ("all", n.split("-")[0]) for n in names[CALIBRATION:]])
+            own = np.array([family in ("all", n.split("-")[0]) for n in test])
             lines.append(
-                f"| {title} | {family} | {mine.sum()} | {100 * np.mean(np.abs(off[mine]) <= 0.10):.1f} % |"
-                f" {100 * np.mean(np.abs(off[mine]) <= 0.05):.1f} % |"
-                f" {100 * np.sqrt(np.mean(off[mine] ** 2)):.2f} % |"
-                f" {spearmanr(guess[mine], truth[mine]).statistic:.4f} |"
+                f"| {title} | {family} | {own.sum()} | {100 * np.mean(np.abs(off[own]) <= 0.10):.1f} % |"
+                f" {100 * np.mean(np.abs(off[own]) <= 0.05):.1f} % |"
+                f" {100 * np.sqrt(np.mean(off[own] ** 2)):.2f} % | {100 * np.median(off[own]):+.1f} % |"
+                f" {spearmanr(guess[own], truth[own]).statistic:.4f} |"
             )
+    same = 100 * np.mean(np.abs(floor) <= 0.10)
     here = machine()
     text = [
         "# Latency prediction",
         "",
         f"`python bench/latency_prediction.py`, {time.strftime('%Y-%m-%d')}, on {here.processor}, {here.cores} cores.",
-        f"ONNX Runtime, fp32, batch 1, one thread. {CALIBRATION} networks and {len(table)} layer shapes timed on",
-        f"{a['when']}; {TEST} other networks predicted from them and timed on {b['when']} in another process.",
+        f"ONNX Runtime, fp32, batch 1, one thread. {len(calibration)} networks and {len(table)} layer shapes timed on",
+        f"{a['when']}; {len(test)} other networks predicted from them and timed on {b['when']} in another process.",
         "",
-        "| layers from | family | networks | within 10 % | within 5 % | root mean square | Spearman |",
-        "|---|---|---|---|---|---|---|",
+        "| layers from | family | networks | within 10 % | within 5 % | root mean square | median | Spearman |",
+        "|---|---|---|---|---|---|---|---|",
         *lines,
         "",
-        f"The floor: the same networks timed on both occasions differ by more than 10 % in"
-        f" {100 * np.mean(np.abs(floor) > 0.10):.1f} % of cases, median {100 * np.median(floor):+.1f} %, spread"
-        f" {100 * np.std(floor):.1f} %. The model of layers never timed is {100 * model.error:.1f} % off (median).",
+        f"The floor: of the same networks timed on both occasions, {same:.1f} % are within 10 % of themselves; median"
+        f" {100 * np.median(floor):+.1f} %, standard deviation {100 * np.std(floor):.1f} %, Spearman"
+        f" {spearmanr([a['seconds'][n] for n in test], truth).statistic:.4f}. Timings flagged as unreliable: "
+        f"{a.get('shaky', 0)} and {b.get('shaky', 0)}.",
+        f"The model of layers never timed is {100 * model.error:.1f} % off (median).",
     ]
-    (ROOT / "bench" / "results" / "latency_prediction.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    out.write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prepare, measure or tabulate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", type=Path, metavar="FOLDER")
-    parser.add_argument("--table", type=Path, nargs=2, metavar="FOLDER")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER")
+    parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "OCCASION"))
+    parser.add_argument("--table", nargs=3, metavar=("FOLDER", "FIRST", "SECOND"))
+    parser.add_argument("--minutes", type=float, default=12.0, help="that an occasion may take")
+    parser.add_argument("--networks", type=int, default=CALIBRATION + TEST, help="fewer, to try it")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "latency_prediction.md")
     given = parser.parse_args()
+    if given.prepare:
+        prepare(given.prepare, given.networks)
     if given.measure:
-        occasion(given.measure)
+        occasion(Path(given.measure[0]), given.measure[1], given.networks, given.minutes)
     if given.table:
-        report(*given.table)
+        report(Path(given.table[0]), given.table[1], given.table[2], given.networks, given.out)
+
+
+if __name__ == "__main__":
+    main()
