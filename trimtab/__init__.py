@@ -27,6 +27,8 @@ from trimtab.core.target import Target, parse
 if TYPE_CHECKING:
     from trimtab.compress.prune.blocks import RemoveBlocks
     from trimtab.compress.prune.channels import Prune
+    from trimtab.compress.quantise.equalise import Equalise
+    from trimtab.compress.quantise.smooth import Smooth
     from trimtab.compress.quantise.technique import Quantise
     from trimtab.compress.recover import Distil, Recalibrate
     from trimtab.compress.technique import Technique
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
 _LATER = {
     "Arrays": "trimtab.core.task",
     "Distil": "trimtab.compress",
+    "Equalise": "trimtab.compress",
     "Prune": "trimtab.compress",
     "Quantise": "trimtab.compress",
     "Recalibrate": "trimtab.compress",
     "RemoveBlocks": "trimtab.compress",
     "Result": "trimtab.pipeline.fit",
     "Score": "trimtab.core.task",
+    "Smooth": "trimtab.compress",
     "Task": "trimtab.core.task",
     "accuracy": "trimtab.core.task",
     "capture": "trimtab.graph.capture",
@@ -60,6 +64,7 @@ _LATER = {
 __all__ = [
     "Arrays",
     "Distil",
+    "Equalise",
     "Goal",
     "Metric",
     "Plan",
@@ -69,6 +74,7 @@ __all__ = [
     "RemoveBlocks",
     "Result",
     "Score",
+    "Smooth",
     "Target",
     "Task",
     "TrimtabError",

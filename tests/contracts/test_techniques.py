@@ -27,10 +27,12 @@ from trimtab.run.export import export_onnx
 
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "Distil": ({"steps": 2, "lr": 0.01, "precision": "fp32", "channels_last": False},),
+    "Equalise": ({}, {"absorb": False, "relu6": "replace"}),
     "Prune": ({"ratio": 0.5, "multiple": 2}, {"keep": {"conv1.weight:0": [0, 3]}}, {"ratio": 0.5, "score": "eq9"}),
     "Quantise": ({}, {"calibration": "mse", "skip": ["linear"]}, {"train": {"steps": 2, "channels_last": False}}),
     "Recalibrate": ({"batches": 2},),
     "RemoveBlocks": ({"count": 1}, {"blocks": ["block.conv"]}),
+    "Smooth": ({}, {"method": "awq", "group": 8}, {"insert": True}),
 }
 """Settings to try each technique with; a technique that is not here is tried with its defaults."""
 
@@ -146,6 +148,19 @@ def test_result_runs_saves_loads_and_exports(
         assert torch.equal(load(tmp_path)(x), value)
         assert torch.equal(result.copy()(x), value)
     export_onnx(result, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("name", "settings"), [c for c in CASES if c.values[0] in ("Equalise", "Smooth")])
+def test_what_prepares_for_quantisation_computes_what_the_network_did(
+    name: str, settings: Mapping[str, Any], setting: tuple[Graph, Context]
+) -> None:
+    graph, context = setting
+    x = context.calibrate[0][0]
+    with torch.no_grad():
+        expected, found = graph(x), made(name, settings).apply(graph, context)(x)
+    assert isinstance(expected, torch.Tensor)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", compress.__all__)

@@ -2,7 +2,9 @@
 
 from trimtab.compress.prune.blocks import RemoveBlocks
 from trimtab.compress.prune.channels import Prune
+from trimtab.compress.quantise.equalise import Equalise
+from trimtab.compress.quantise.smooth import Smooth
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.compress.recover import Distil, Recalibrate
 
-__all__ = ["Distil", "Prune", "Quantise", "Recalibrate", "RemoveBlocks"]
+__all__ = ["Distil", "Equalise", "Prune", "Quantise", "Recalibrate", "RemoveBlocks", "Smooth"]

@@ -96,7 +96,7 @@ def recipe(text: str) -> Technique:
     """
     name, values, settings = _parsed(text)
     known = {n.lower(): kind for n, kind in techniques().items()}
-    kind = known.get(name.lower().replace("_", "").replace("quantize", "quantise").replace("distill", "distil"))
+    kind = known.get(name.lower().replace("_", "").replace("ize", "ise").replace("distill", "distil"))
     if kind is None:
         raise InputError(f"recipe: {name!r} is no technique", expected=f"one of {', '.join(known)}")
     shorthand = getattr(kind, "shorthand", None)

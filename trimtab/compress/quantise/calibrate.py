@@ -20,7 +20,7 @@ _RANDOM_SIZE = 32
 Inputs = tuple[Tensor, ...]
 
 
-def calibration_inputs(graph: Graph, context: Context) -> tuple[list[Inputs], str | None]:
+def calibration_inputs(graph: Graph, context: Context, who: str = "Quantise") -> tuple[list[Inputs], str | None]:
     """The inputs to calibrate on, checked, and a note where they are not calibration data.
 
     Random normal inputs are taken only where the task has no data at all.
@@ -35,18 +35,18 @@ def calibration_inputs(graph: Graph, context: Context) -> tuple[list[Inputs], st
     if not batches:
         if context.task.calibrate is not None or context.task.train is not None:
             raise InputError(
-                "Quantise: no calibration data", got="no batch", expected="at least one", do="Give calibrate= batches."
+                f"{who}: no calibration data", got="no batch", expected="at least one", do="Give calibrate= batches."
             )
         random = [graph.example(_RANDOM_SIZE, context.seed + i) for i in range(_RANDOM_BATCHES)]
         return random, "Calibrated on random normal inputs: the task has no data. Give calibrate= for true ranges."
     if not any(size(batch) for batch in batches):
-        raise InputError(f"Quantise: {where}", got="batches without a sample", expected="at least one sample")
+        raise InputError(f"{who}: {where}", got="batches without a sample", expected="at least one sample")
     inputs = [checked(batch, graph, where)[0] for batch in batches if size(batch)]
     for i, spec in enumerate(graph.inputs):
         values = [batch[i] for batch in inputs]
         if spec.dtype.is_floating_point and all(bool((v == values[0].flatten()[0]).all()) for v in values):
             raise InputError(
-                f"Quantise: {where}", where=spec.name, got="the same value everywhere", expected="inputs as in use"
+                f"{who}: {where}", where=spec.name, got="the same value everywhere", expected="inputs as in use"
             )
     return inputs, note
 

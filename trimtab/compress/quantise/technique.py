@@ -164,13 +164,13 @@ def _support(context: Context) -> IntegerSupport:
     return INTEGER if context.support is None else context.support
 
 
-def refuse_quantised(graph: Graph) -> None:
+def refuse_quantised(graph: Graph, who: str = "Quantise") -> None:
     """InputError if a graph is quantised already, in integers or for training."""
     for node in graph.nodes():
         name = str(node.target)
         if name.startswith(("quantized_decomposed.", "aten.fake_quantize", "aten._fake_quantize")):
             raise InputError(
-                "Quantise: the network is quantised already", where=node.name, do="Start from its floating-point form."
+                f"{who}: the network is quantised already", where=node.name, do="Start from its floating-point form."
             )
 
 
