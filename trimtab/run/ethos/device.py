@@ -197,7 +197,7 @@ def _exceeds(own: Compiled, name: str, where: Path) -> NotRunnable | None:
         where=f"{where}: {most.name}" if most else where,
         got=show(own.sram, "byte"),
         expected=f"at most {show(own.limit, 'byte')}",
-        do="Prune channels, or give it a smaller input.",
+        do=f"{100 * own.limit / own.sram:.0f} % of that would fit: fewer channels there, or a smaller input.",
     )
 
 
