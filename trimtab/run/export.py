@@ -31,6 +31,8 @@ flip a quantum here and there, and one flipped early flips others later (measure
 INTEGER_TOLERANCE = 0.15
 """The same for a quantised graph after ONNX Runtime's optimiser put integer kernels in: these requantise with
 other roundings in every layer (measured: 0.01 to 0.02, the size of the quantisation error itself)."""
+_OPERATOR_SET = 20
+"""Of ONNX, where a file needs no later one."""
 _SEPARATE = int(1.8e9)
 """Bytes of constants above which they go into a file of their own (protobuf ends at 2 GiB)."""
 
@@ -78,7 +80,11 @@ def is_quantised(model: Any) -> bool:
 
 
 def _converted(graph: Graph) -> Any:
+    from trimtab.run.bits import OPERATOR_SET
+    from trimtab.run.translate import translations
+
     example = graph.example()
+    groups = any("channel_group" in str(node.target) for node in graph.nodes())
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if None in spec.shape[:1] else None for spec in graph.inputs)
     with quiet(), torch.no_grad():
         try:
@@ -89,6 +95,8 @@ def _converted(graph: Graph) -> Any:
                 dynamo=True,
                 input_names=[s.name for s in graph.inputs],
                 output_names=list(graph.outputs),
+                opset_version=OPERATOR_SET if groups else _OPERATOR_SET,
+                custom_translation_table=translations(),
                 verbose=False,
                 external_data=False,
             )

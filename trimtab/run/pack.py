@@ -12,6 +12,8 @@ from trimtab.run.work import Work
 
 _FOLD_LIMIT = 1024
 """A folded constant may be this many bytes larger than the constants that it is made of."""
+_IR_VERSION = 10
+"""Of ONNX: the first with 4-bit integers."""
 _NEVER_FOLDED = {
     "DequantizeLinear",  # would turn int8 weights back into float
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout",
@@ -23,7 +25,7 @@ _DEFAULTS: dict[str, Any] = {"auto_pad": b"NOTSET", "group": 1, "ceil_mode": 0, 
 
 
 def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Any:
-    """A ModelProto that computes the same: no metadata, short names, constants folded and stored once.
+    """A ModelProto that computes the same: no metadata, short names, constants folded, stored once and in few bits.
 
     Inputs and outputs keep their names, and constants that are parameters carry the user's names for them
     (a weight that the exporter transposed too); nodes lose theirs. The batch dimension is named `batch`.
@@ -34,8 +36,11 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     """
     from onnx import ModelProto, inliner
 
+    from trimtab.run.bits import OPERATOR_SET, store_bits
+    from trimtab.run.narrow import store_narrow
     from trimtab.run.pads import keep_pads
     from trimtab.run.simplify import simplify
+    from trimtab.run.weight_only import arrange_weights
 
     whole = inliner.inline_local_functions(model) if model.functions else model
     graph = whole.graph
@@ -46,12 +51,17 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
         outputs=tuple(v.name for v in graph.output),
         pinned={name for node in graph.node for inner in _inner(node) for name in _read(inner)},
     )
-    for step in (_constants, simplify, _fold, simplify, _share, _split_by_use, _defaults, keep_pads, _dead):
+    steps = (_constants, simplify, _fold, simplify, arrange_weights, _share, _split_by_use, _defaults, keep_pads, _dead)
+    for step in steps:
         step(work)
     name_transposed(work, parameters or {})
+    later = store_bits(work)
+    store_narrow(work)
     names = short_names(work, parameters or {})
-    packed = ModelProto(ir_version=whole.ir_version)
+    packed = ModelProto(ir_version=max(whole.ir_version, _IR_VERSION) if later else whole.ir_version)
     packed.opset_import.extend(o for o in whole.opset_import if o.domain in {n.domain for n in work.nodes} | {""})
+    for entry in packed.opset_import:
+        entry.version = max(entry.version, OPERATOR_SET) if later and not entry.domain else entry.version
     packed.graph.name = "trimtab"
     _write(packed.graph, graph, work, names)
     return packed

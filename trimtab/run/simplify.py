@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trimtab.run.weight_only import transpose_levels
+
 if TYPE_CHECKING:
     from trimtab.run.work import Work
 
@@ -102,27 +104,17 @@ def _set_slice(work: Work, node: Any, source: str, bounds: dict[int, tuple[int, 
 
 def _transpose_weights(work: Work) -> None:
     """`Transpose(DQ(w))` of a constant matrix is `DQ(w')` with w' stored transposed and the other axis."""
-    from onnx import helper, numpy_helper
-
     producers = work.producers()
+    mapping: dict[str, str] = {}
     for node in work.nodes:
         source = producers.get(node.input[0]) if node.op_type == "Transpose" else None
-        if source is None or source.op_type != "DequantizeLinear" or len(work.readers(source.output[0])) != 1:
-            continue
-        weight = work.array(source.input[0])
-        shared = len(work.readers(source.input[0])) != 1 or source.output[0] in {*work.outputs, *work.pinned}
         order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [1, 0])
-        if weight is None or weight.ndim != 2 or shared or order != [1, 0]:
+        if source is None or source.op_type != "DequantizeLinear" or order != [1, 0]:
             continue
-        work.constants[source.input[0]] = numpy_helper.from_array(np.ascontiguousarray(weight.T))
-        axis = 1 - _axis(source) % 2
-        node.op_type = "DequantizeLinear"
-        del node.attribute[:], node.input[:]
-        node.attribute.append(helper.make_attribute("axis", axis))
-        node.input.extend(source.input)
-        work.nodes.remove(source)
-        _transpose_weights(work)
-        return
+        if node.output[0] not in {*work.outputs, *work.pinned} and transpose_levels(work, source):
+            mapping[node.output[0]] = source.output[0]
+    work.replace(mapping)
+    work.nodes[:] = [n for n in work.nodes if not (set(n.output) & mapping.keys())]
 
 
 def _drop_requantised(work: Work) -> None:
