@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,15 +118,30 @@ def _onnxruntime(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, st
 
 def _openvino(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
     runs: dict[str, tuple[str, str]] = {}
+    merged: dict[str, tuple[str, str]] = {}
     for node in compiled(path, 1, 1, "f32").get_runtime_model().get_ops():
         facts = node.get_rt_info()
+        names = [node.get_friendly_name(), *_text(facts, "originalLayersNames").split(",")]
         if _text(facts, "layerType") in _OPENVINO:
-            names = [node.get_friendly_name(), *_text(facts, "originalLayersNames").split(",")]
             run = (_precision(_text(facts, "runtimePrecision")), _text(facts, "primitiveType"))
             for name in names:
                 runs.setdefault(name.partition("/")[0], run)
+        elif _text(facts, "layerType") == "Subgraph":
+            merged |= _merged(node, names)
     for layer in found:
-        yield next((runs[mark] for mark in layer.marks if mark in runs), ("unknown", ""))
+        own = merged.get(layer.marks[0], ("unknown", ""))
+        yield next((runs[mark] for mark in layer.marks if mark in runs), own)
+
+
+def _merged(node: Any, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """What the layers of a generated kernel run in, by their outputs' names: OpenVINO makes one of a small MLP.
+
+    A layer multiplies integers where its dequantising was moved behind it and the kernel reads integer weights.
+    """
+    integers = any(str(port.get_element_type().to_string()) in ("i8", "u8") for port in node.inputs())
+    behind = {name.partition("/")[0] for name in names if name.endswith("/DequantizationMultiply")}
+    found = dict.fromkeys((name.partition("/")[0] for name in names if name), ("fp32", "Subgraph"))
+    return found | dict.fromkeys(behind if integers else (), ("int8", "Subgraph"))
 
 
 def _named(runs: Mapping[str, tuple[str, str]], found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:

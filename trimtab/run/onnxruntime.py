@@ -61,9 +61,12 @@ def _options(batch: int | None, threads: int) -> Any:
     return options
 
 
-def optimise(path: Path, into: Path) -> None:
-    """Write the model that ONNX Runtime runs once it has optimised a file; for this machine only."""
-    options = _options(None, 1)
+def optimise(path: Path, into: Path, batch: int | None = 1) -> None:
+    """Write the model that ONNX Runtime runs at a batch size once it has optimised a file; for this machine only.
+
+    What it makes of a file depends on it: a product with a bias becomes a Gemm once all its shapes are known.
+    """
+    options = _options(batch, 1)
     options.optimized_model_filepath = str(into)
     _session(path, options)
 
