@@ -254,7 +254,7 @@ def test_no_batch_though_the_task_has_data() -> None:
         ({"activation": {"bits": 4, "dynamic": True}}, "4 and dynamic, expected 8"),
         ({"layers": {"convx": {"bits": 4}}}, "layers: got 'convx', expected one of conv1, conv2, linear"),
         ({"layers": {"conv1": {"bits": 1}}}, "layers: conv1: bits: got 1"),
-        ({"rounding": "up"}, "rounding: got 'up', expected nearest, adaround, brecq or gptq"),
+        ({"rounding": "up"}, "method: got 'up', expected nearest or adaround"),
         ({"correct": "yes"}, "correct: got 'yes'"),
         ({"activation": {"bits": "8"}}, "activation: bits"),
         ({"calibration": "max"}, "expected minmax, average, percentile, entropy or mse"),

@@ -69,8 +69,11 @@ def _one_of(value: Any, hints: tuple[Any, ...], where: str) -> Any:
     if len(rest) == 1:
         return _typed(value, rest[0], where)
     for hint in rest:
+        origin = get_origin(hint)
         if isinstance(hint, type) and type(value) is hint:
             return value
+        if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
+            return _typed(value, hint, where)
     raise InputError(where, got=repr(value), expected=" or ".join(_words(h) for h in hints))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -22,24 +23,30 @@ _TRANSPOSED = {_ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input, _AT
 _LARGEST = 1 << 20
 
 
-def for_inference(graph: Graph) -> Graph:
-    """The graph as it is deployed: nothing that only training needs, batch norm folded, constants computed."""
-    return fold_constants(fold_batch_norm(simplify(graph)))
+def for_inference(graph: Graph, live: Collection[str] = ()) -> Graph:
+    """The graph as it is deployed: nothing that only training needs, batch norm folded, constants computed.
+
+    Args:
+        graph: any.
+        live: names of weights whose batch norm stays.
+    """
+    return fold_constants(fold_batch_norm(simplify(graph), live))
 
 
-def fold_batch_norm(graph: Graph) -> Graph:
+def fold_batch_norm(graph: Graph, live: Collection[str] = ()) -> Graph:
     """Fold each evaluating batch norm into the convolution or linear layer whose output it alone reads.
 
         w' = w gamma / sqrt(var + eps),    b' = (b - mean) gamma / sqrt(var + eps) + beta
 
     (Jacob et al. 2018, section 3.2, equation 14.) Weights keep their names; a layer without a bias
     gets one named beside its weight. A layer whose weight something else reads too, or whose norm is
-    over another dimension, is left as it is. The result evaluates.
+    over another dimension, is left as it is, and so is one whose weight is in `live`. The result evaluates.
     """
     fresh = set_mode(graph.copy(), False)
+    kept = {n.name for n in fresh.net.graph.find_nodes(op="get_attr") if n.target in live}
     for node in list(fresh.nodes(_ATEN.batch_norm.default)):
         layer = node.args[0]
-        if isinstance(layer, Node) and _foldable(node, layer):
+        if isinstance(layer, Node) and _foldable(node, layer) and str(layer.args[1]) not in kept:
             _fold(fresh, node, layer)
     return pruned(fresh)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -31,6 +31,8 @@ class Annotation:
             (its own where it shares none), in graph order.
         floats: for each weighted layer left in floating point, the reason.
         unfused: names of operators on the way that the runtime runs in floating point, with a count.
+        readers: for a quantised tensor that is computed in floating point and that floating point reads too (the
+            input of a transformer's layers, say), the nodes that read its levels; the others read what was computed.
     """
 
     weights: Mapping[str, int]
@@ -39,9 +41,15 @@ class Annotation:
     tensors: Mapping[str, str]
     floats: Mapping[str, str]
     unfused: Mapping[str, int]
+    readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def annotate(graph: Graph, skip: Sequence[str] = (), support: IntegerSupport = INTEGER) -> Annotation:
+def annotate(
+    graph: Graph,
+    skip: Sequence[str] = (),
+    support: IntegerSupport = INTEGER,
+    left: Mapping[str, str] | None = None,
+) -> Annotation:
     """Choose what is quantised: exactly what the runtime then runs in integers.
 
     A tensor is quantised where a convolution or linear layer reads it, behind every convolution (its
@@ -53,11 +61,12 @@ def annotate(graph: Graph, skip: Sequence[str] = (), support: IntegerSupport = I
         graph: evaluating, batch norm folded.
         skip: names of layers to leave in floating point: exact, a prefix, or a pattern.
         support: what the runtime fuses.
+        left: exact names of more layers to leave, each with the reason.
 
     Raises:
         InputError: an entry of `skip` fits no layer.
     """
-    layers, floats = _layers(graph, skip, support)
+    layers, floats = _layers(graph, skip, support, left or {})
     wanted = _wanted(graph, layers, support)
     order = [n for n in graph.net.graph.nodes if n in wanted]
     weights = {_weight(n, kind): kind.axis for n, kind in layers.items()}
@@ -69,6 +78,7 @@ def annotate(graph: Graph, skip: Sequence[str] = (), support: IntegerSupport = I
         {n.name: shared[n].name for n in order},
         floats,
         _unfused(graph, wanted, layers, support),
+        {} if support.whole else _readers(graph, wanted, layers, support),
     )
 
 
@@ -90,7 +100,9 @@ def _weight(node: Node, kind: Weighted) -> str:
     return str(weight.target)
 
 
-def _layers(graph: Graph, skip: Sequence[str], support: IntegerSupport) -> tuple[dict[Node, Weighted], dict[str, str]]:
+def _layers(
+    graph: Graph, skip: Sequence[str], support: IntegerSupport, left: Mapping[str, str]
+) -> tuple[dict[Node, Weighted], dict[str, str]]:
     """Weighted nodes to run in integers, and why the others are not."""
     found: dict[Node, Weighted] = {}
     floats: dict[str, str] = {}
@@ -105,7 +117,7 @@ def _layers(graph: Graph, skip: Sequence[str], support: IntegerSupport) -> tuple
         if kind is None:
             floats[name] = f"the runtime has no integer {_plain(node)}"
             continue
-        reason = f"skip={hit[0]}" if hit else _obstacle(graph, node, kind, support)
+        reason = f"skip={hit[0]}" if hit else left.get(name) or _obstacle(graph, node, kind, support)
         if reason is None:
             found[node] = kind
         else:
@@ -127,7 +139,9 @@ def _is_weighted(node: Node) -> bool:
 
 def _obstacle(graph: Graph, node: Node, kind: Weighted, support: IntegerSupport) -> str | None:
     """Why a weighted node cannot run in integers, or None."""
-    weight, source = node.args[kind.weight], node.args[0]
+    weight, source = node.args[kind.weight], node.args[kind.source]
+    if any(node.kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+        return "it scales its product or its bias"
     if not isinstance(weight, Node) or weight.op != "get_attr":
         return "its weight is computed in the network"
     for user in weight.users:
@@ -165,7 +179,7 @@ def _wanted(graph: Graph, layers: Mapping[Node, Weighted], support: IntegerSuppo
     """The activations to quantise, grown until nothing changes."""
     wanted: set[Node] = set()
     for node, kind in layers.items():
-        wanted.add(node.args[0])  # type: ignore[arg-type]
+        wanted.add(node.args[kind.source])  # type: ignore[arg-type]
         if not kind.float_output:
             wanted.add(_result(node, support))
     size = -1
@@ -279,3 +293,25 @@ def _unfused(
         if not inside and not quantised_join and _is_float(node):
             counts[_plain(node)] = counts.get(_plain(node), 0) + 1
     return counts
+
+
+def _readers(
+    graph: Graph, wanted: set[Node], layers: Mapping[Node, Weighted], support: IntegerSupport
+) -> dict[str, tuple[str, ...]]:
+    """Who reads the levels of tensors that floating point makes and floating point reads too.
+
+    What an integer kernel makes has only levels: runtimes fuse no kernel whose result is also read before it is
+    quantised.
+    """
+    kernels = {*layers, *(n for n in graph.nodes() if joined(n, support) and _result(n, support) in wanted)}
+    made = kernels | {_result(n, support) for n in kernels}
+    passing = support.shares | support.units
+    made |= {n for n in wanted if n.target in passing and _natural(n.args[0], wanted, support)}  # type: ignore[arg-type]
+    found = {}
+    for node in graph.net.graph.nodes:
+        if node not in wanted or node in made:
+            continue
+        readers = tuple(u.name for u in node.users if u in kernels or (u in wanted and u.target in passing))
+        if len(readers) < len(node.users):
+            found[node.name] = readers
+    return found

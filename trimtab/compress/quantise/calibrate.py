@@ -17,6 +17,8 @@ from trimtab.train.data import checked, size
 
 _RANDOM_BATCHES = 4
 _RANDOM_SIZE = 32
+_FORGETS = 0.01
+"""Share of a new batch in the moving average of ranges, at least."""
 Inputs = tuple[Tensor, ...]
 
 
@@ -69,7 +71,10 @@ class _Watching(Interpreter):
 def histograms(graph: Graph, shares: Mapping[str, str], inputs: Sequence[Inputs]) -> dict[str, Histogram]:
     """The values of tensors, those that share a range together.
 
-    Two passes: the first finds each range, the second counts in `BINS` equal bins.
+    Two passes: the first finds each range and the moving average of the batches' ranges, the second counts in
+    `BINS` equal bins.
+
+        m <- m + max(0.01, 1 / t) (x_t - m)    for x_t, the least (greatest) value in batch t
 
     Args:
         graph: evaluating.
@@ -80,30 +85,56 @@ def histograms(graph: Graph, shares: Mapping[str, str], inputs: Sequence[Inputs]
 
     Raises:
         InputError: a tensor inside the network becomes NaN or infinite.
-    """
-    low: dict[str, float] = {}
-    high: dict[str, float] = {}
-    counts: dict[str, Tensor] = {name: torch.zeros(BINS, dtype=torch.float64) for name in shares.values()}
 
-    def widen(name: str, value: Tensor) -> None:
-        least, most = (float(v) for v in torch.aminmax(value.detach()))
-        if not (abs(least) < float("inf") and abs(most) < float("inf")):
-            raise InputError(
-                "Quantise: NaN or infinity inside the network", where=name, do="Check the data and weights."
-            )
-        first = shares[name]
-        low[first], high[first] = min(low.get(first, least), least), max(high.get(first, most), most)
+    Source: Jacob et al. (2018), section 3.1, for the moving average; the first 100 batches weigh alike in ours,
+    where theirs forgets a start that it has trained through.
+    """
+    ends = _Ends(shares)
+    counts: dict[str, Tensor] = {name: torch.zeros(BINS, dtype=torch.float64) for name in shares.values()}
 
     def count(name: str, value: Tensor) -> None:
         first = shares[name]
-        if low[first] == high[first]:
+        low, high, _ = ends.found[first]
+        if low == high:
             counts[first][0] += value.numel()
         else:
-            counts[first] += torch.histc(value.detach().float(), BINS, low[first], high[first]).double()
+            counts[first] += torch.histc(value.detach().float(), BINS, low, high).double().cpu()
 
     with torch.no_grad():
-        for show in (widen, count):
+        for show, close in ((ends.widen, ends.close), (count, None)):
             watching = _Watching(graph, tuple(shares), show)
-            for batch in inputs:
+            for batch in inputs if shares else ():
                 watching.run(*batch)
-    return {name: Histogram(low[name], high[name], counts[name]) for name in counts}
+                if close is not None:
+                    close()
+    return {name: Histogram(*ends.found[name][:2], counts[name], ends.found[name][2]) for name in counts}
+
+
+class _Ends:
+    """The least and greatest values of tensors, over all batches and on average."""
+
+    def __init__(self, shares: Mapping[str, str]) -> None:
+        self.shares = shares
+        self.batches = 0
+        self.now: dict[str, tuple[float, float]] = {}
+        self.found: dict[str, tuple[float, float, tuple[float, float]]] = {}
+
+    def widen(self, name: str, value: Tensor) -> None:
+        low, high = (float(v) for v in torch.aminmax(value.detach()))
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise InputError(
+                "Quantise: NaN or infinity inside the network", where=name, do="Check the data and weights."
+            )
+        first = self.shares[name]
+        least, most = self.now.get(first, (low, high))
+        self.now[first] = (min(least, low), max(most, high))
+
+    def close(self) -> None:
+        """A batch is through."""
+        self.batches += 1
+        share = max(_FORGETS, 1 / self.batches)
+        for name, (low, high) in self.now.items():
+            least, most, (a, b) = self.found.get(name, (low, high, (low, high)))
+            average = (a + share * (low - a), b + share * (high - b))
+            self.found[name] = (min(least, low), max(most, high), average)
+        self.now = {}

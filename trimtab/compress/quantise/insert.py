@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,11 @@ class FakeTensor:
 
 
 def fake_quantised(
-    graph: Graph, tensors: Mapping[str, str], how: Mapping[str, Affine], weights: Mapping[str, WeightRange]
+    graph: Graph,
+    tensors: Mapping[str, str],
+    how: Mapping[str, Affine],
+    weights: Mapping[str, WeightRange],
+    readers: Mapping[str, Sequence[str]] | None = None,
 ) -> Graph:
     """The graph with the chosen tensors rounded to their levels, in floating point, so that it trains.
 
@@ -100,6 +104,7 @@ def fake_quantised(
         tensors: for each quantised activation's node name, the one whose range it shares.
         how: by the name that ranges are shared under, how to quantise.
         weights: by parameter name, how to quantise.
+        readers: by node name, those that read the rounded tensor where not all do (see `Annotation`).
 
     Source: Esser et al. (2020), Learned Step Size Quantization, equations 1 to 3 and section 2.2, and Bhalgat
     et al. (2020), LSQ+, for activations with a zero point (ours is fixed); Bengio et al. (2013), section 2.3.
@@ -111,7 +116,7 @@ def fake_quantised(
         place(result.net, name + SCALE, nn.Parameter(torch.tensor([how[first].scale])))
         place(result.net, name + ZERO, torch.tensor([float(how[first].zero_point)]))
     for node, first in tensors.items():
-        _fake_tensor(result, named[node], names[first], how[first])
+        _fake_tensor(result, named[node], names[first], how[first], (readers or {}).get(node))
     for weight, kind in weights.items():
         _fake_weight(result, weight, kind)
     return finished(result)
@@ -123,7 +128,7 @@ def _free(graph: Graph, name: str) -> str:
     return name
 
 
-def _fake_tensor(graph: Graph, node: Node, name: str, how: Affine) -> None:
+def _fake_tensor(graph: Graph, node: Node, name: str, how: Affine, readers: Sequence[str] | None) -> None:
     nodes, value = graph.net.graph, node.meta["val"]
     # of one sample: a mean over the batch in the loss has divided the gradient by its size already
     count = max(value.numel() // EXAMPLE_BATCH, 1)
@@ -133,7 +138,8 @@ def _fake_tensor(graph: Graph, node: Node, name: str, how: Affine) -> None:
         scale = nodes.get_attr(name + SCALE)
     with nodes.inserting_after(zero):
         rounded = nodes.call_function(FAKE, (node, scale, zero, how.low, how.high, _factor(count, how.high)))
-    node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+    chosen = {user for user in node.users if user is not rounded and (readers is None or user.name in readers)}
+    node.replace_all_uses_with(rounded, delete_user_cb=chosen.__contains__)
 
 
 def _factor(count: int, high: int) -> float:
@@ -206,6 +212,13 @@ def spread(scale: Tensor, weight: Tensor, how: FakeWeight | WeightRange) -> Tens
     if how.group:
         return scale.reshape(-1, 1).expand(-1, how.group).reshape(weight.shape)
     return scale.reshape([-1 if d == how.axis else 1 for d in range(weight.ndim)])
+
+
+def rows_of(weight: Tensor, how: FakeWeight | WeightRange) -> Tensor:
+    """The weight as [scales, values]: a row for each scale."""
+    if how.group:
+        return weight.reshape(-1, how.group)
+    return weight.reshape(1, -1) if how.axis is None else weight.movedim(how.axis, 0).flatten(1)
 
 
 def levels(weight: Tensor, scale: Tensor, how: FakeWeight | WeightRange) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trimtab.compress.quantise.entropy import least_divergence
+
 Calibration = Literal["minmax", "average", "percentile", "entropy", "mse"]
 BINS = 2048
 """Bins of a histogram of activations: eight for each step of 8 bits."""
@@ -64,11 +66,19 @@ def affine(low: float, high: float, bits: int) -> Affine:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of a tensor's values in equal bins over [low, high]."""
+    """Counts of a tensor's values in equal bins over [low, high].
+
+    Args:
+        low: the least value.
+        high: the greatest value.
+        counts: by bin.
+        average: the moving averages of the batches' least and greatest values; None where nothing kept them.
+    """
 
     low: float
     high: float
     counts: Tensor
+    average: tuple[float, float] | None = None
 
     def centres(self) -> Tensor:
         """The middle of each bin, float64."""
@@ -81,17 +91,23 @@ def activation_range(histogram: Histogram, method: Calibration, bits: int) -> tu
 
     Args:
         histogram: of the tensor on the calibration data.
-        method: `minmax` keeps everything; `percentile` the central 99.99 % of the values; `mse`
-            searches the range with the least mean squared error, and never one that is worse
-            than min-max.
+        method: `minmax` keeps everything; `average` what lies between the averages of the batches' ends;
+            `percentile` the central 99.99 % of the values; `entropy` the range that loses the least information;
+            `mse` searches the range with the least mean squared error, and never one that is worse than min-max.
         bits: of the integers.
 
-    Source: Krishnamoorthi (2018) for min-max and percentile; Banner et al. (2019), Post-training 4-bit
+    Source: Krishnamoorthi (2018), section 3.2, for min-max and percentile; Jacob et al. (2018), section 3.1, for
+    averages; Migacz (2017) for entropy, as `least_divergence` says; Banner et al. (2019), Post-training 4-bit
     quantization, section 3, for choosing the clip by mean squared error (we search, they derive).
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if method == "minmax" or high == low:
         return low, high
+    if method == "average":
+        first, last = (low, high) if histogram.average is None else histogram.average
+        return min(first, 0.0), max(last, 0.0)
+    if method == "entropy":
+        return least_divergence(histogram.counts, histogram.low, histogram.high, bits)
     if method == "percentile":
         total = histogram.counts.sum()
         below = histogram.counts.cumsum(0) / total
@@ -119,7 +135,12 @@ def _least_error(histogram: Histogram, low: float, high: float, bits: int) -> tu
 
 def range_error(histogram: Histogram, low: float, high: float, bits: int) -> float:
     """Mean squared error of quantising what the histogram counted with the range [low, high]."""
-    how, x = affine(low, high, bits), histogram.centres()
+    return affine_error(histogram, affine(low, high, bits))
+
+
+def affine_error(histogram: Histogram, how: Affine) -> float:
+    """Mean squared error of quantising what the histogram counted."""
+    x = histogram.centres()
     squares = (how.dequantise(how.quantise(x)) - x).square() * histogram.counts
     return float(squares.sum() / histogram.counts.sum())
 
@@ -127,9 +148,9 @@ def range_error(histogram: Histogram, low: float, high: float, bits: int) -> flo
 def weight_scales(weight: Tensor, bits: int, axis: int | None, method: Calibration) -> Tensor:
     """Symmetric scales of a weight: [channels], or [1] where `axis` is None.
 
-    Levels are -(2^(bits-1) - 1) to 2^(bits-1) - 1. Min-max gives max abs(w) / highest level;
-    `mse` and `percentile` clip it where that lowers the squared error of the channel (percentiles of
-    few values say little).
+    Levels are -(2^(bits-1) - 1) to 2^(bits-1) - 1. Min-max gives max abs(w) / highest level,
+    as does `average`; the others clip it where that lowers the squared error of the channel (percentiles
+    and divergences of few values say little).
 
     Args:
         weight: the parameter.
@@ -143,7 +164,7 @@ def weight_scales(weight: Tensor, bits: int, axis: int | None, method: Calibrati
     flat = flat.reshape(1, -1) if axis is None else flat.movedim(axis, 0).flatten(1)  # [C, rest]
     top = 2 ** (bits - 1) - 1
     full = floored(flat.abs().amax(1) / top)
-    if method == "minmax":
+    if method in ("minmax", "average"):
         return full
     best, least = full, weight_error(flat, full, top)
     for share in torch.linspace(1.0, 1 / _GRID, _GRID).tolist()[1:]:

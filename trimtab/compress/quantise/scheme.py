@@ -14,6 +14,7 @@ EIGHT = 8
 GROUP = 32
 INTEGERS = ("int", "ternary", "binary")
 FLOATS = ("fp16", "bf16", "fp8")
+_FEW = ("ternary", "binary")
 _PER = ("channel", "tensor", "group")
 _WEIGHT = ("kind", "bits", "per", "group")
 _ACTIVATION = ("bits", "dynamic")
@@ -98,10 +99,12 @@ def activation_scheme(settings: Mapping[str, Any] | None) -> ActivationScheme | 
 
 def layer_schemes(
     weight: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]], names: Iterable[str]
-) -> dict[str, WeightScheme]:
+) -> tuple[dict[str, WeightScheme], list[str]]:
     """For each layer the scheme of its weight: `weight`, with the settings of `layers` that fit its name over it.
 
-    Where several fit, later ones win. A `kind` or a `per` drops what belongs to the other kinds.
+    Where several fit, later ones win. A `kind` or a `per` drops what belongs to the other kinds. The first and
+    the last layer of a ternary or binary network have 8 bits where `layers` does not name them, as in the
+    papers; then there is a note.
 
     Raises:
         InputError: a scheme is wrong, or an entry of `layers` fits no layer.
@@ -117,7 +120,11 @@ def layer_schemes(
             raise InputError("Quantise: layers", got=repr(key), expected=f"one of {some(chosen)}")
         for name in hit:
             chosen[name] = _merged(chosen[name], settings)
-    return {name: weight_scheme(settings, f"Quantise: {name}") for name, settings in chosen.items()}
+    schemes = {name: weight_scheme(settings, f"Quantise: {name}") for name, settings in chosen.items()}
+    ends = list(dict.fromkeys([*list(schemes)[:1], *list(schemes)[-1:]]))
+    kept = [n for n in ends if schemes[n].kind in _FEW and not any(fits(n, key) for key in layers)]
+    notes = [f"Quantise keeps {n} at 8 bits, an end of the network; layers= can say otherwise." for n in kept]
+    return schemes | {n: WeightScheme(per=schemes[n].per) for n in kept}, notes
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

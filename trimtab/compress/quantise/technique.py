@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from trimtab.compress.quantise.annotate import Annotation, annotate, layer_name
-from trimtab.compress.quantise.calibrate import calibration_inputs, histograms
+from trimtab.compress.quantise.annotate import annotate, layer_name
 from trimtab.compress.quantise.convert import integers
-from trimtab.compress.quantise.insert import WeightRange, fake_quantised, weights_of
-from trimtab.compress.quantise.ranges import Calibration, activation_range, affine, weight_scales
-from trimtab.compress.quantise.scheme import (
-    BITS,
-    EIGHT,
-    FLOATS,
-    ActivationScheme,
-    WeightScheme,
-    activation_scheme,
-    layer_schemes,
-)
+from trimtab.compress.quantise.correct import corrected
+from trimtab.compress.quantise.insert import weights_of
+from trimtab.compress.quantise.low_bits import low_weights_of
+from trimtab.compress.quantise.prepare import Ready, Wanted, ready, support_of
+from trimtab.compress.quantise.ranges import Calibration
+from trimtab.compress.quantise.rounding import rounded, rounding_of
+from trimtab.compress.quantise.scheme import BITS, EIGHT, FLOATS, ActivationScheme, activation_scheme
 from trimtab.compress.recover import Distil
 from trimtab.compress.settings import made
 from trimtab.core.context import Context
@@ -28,9 +23,6 @@ from trimtab.core.space import Axis
 from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
-from trimtab.run.fusable import INTEGER, IntegerSupport
-
-Rounding = Literal["nearest", "adaround", "brecq", "gptq"]
 
 
 def _weight() -> dict[str, Any]:
@@ -58,7 +50,8 @@ class Quantise:
             greatest values), `percentile`, `entropy` (least Kullback-Leibler divergence) or `mse`.
         layers: `weight` settings of single layers, over those of `weight`: mixed precision, such as
             `{"conv1": {"bits": 8}, "layer3": {"bits": 4}}`; names as in `skip`, later ones win.
-        rounding: how weights are rounded to levels: `nearest`, `adaround`, `brecq` or `gptq`.
+        rounding: how weights are rounded to levels: `nearest`, `adaround`, `brecq` or `gptq`, or an object of
+            `Rounding`'s settings, such as `{"method": "brecq", "iterations": 2000}`.
         correct: whether biases are corrected for the mean error that quantisation makes.
         skip: names of layers to leave in floating point: exact, a prefix, or a pattern.
         train: settings of `Distil` to train with before the integers are fixed (quantisation-aware training
@@ -75,7 +68,7 @@ class Quantise:
     activation: Mapping[str, Any] | None = field(default_factory=_activation)
     calibration: Calibration = "minmax"
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rounding: Rounding = "nearest"
+    rounding: str | Mapping[str, Any] = "nearest"
     correct: bool = False
     skip: tuple[str, ...] = ()
     train: Mapping[str, Any] | None = None
@@ -83,15 +76,20 @@ class Quantise:
     def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
         """One axis for each layer that could run in integers: `int8` or `fp32`."""
         folded = for_inference(set_mode(graph.copy(), False))
-        chosen = annotate(folded, support=_support(context)).layers
+        chosen = annotate(folded, support=support_of(context)).layers
         names = dict.fromkeys(layer_name(folded, n) for n in folded.nodes() if n.name in chosen)
         return tuple(Axis(f"Quantise:{name}", ("int8", "fp32")) for name in names)
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with integer weights and Q/DQ nodes, calibrated on `context.calibrate`."""
         training = None if self.train is None else training_of(self.train)
-        prepared = self.prepare(graph, context)
-        return self.convert(prepared if training is None else training.apply(prepared, context))
+        found = self._ready(graph, context)
+        if training is not None:
+            return self.convert(training.apply(found.prepared, context))
+        prepared = rounded(self.rounding, found.prepared, found.folded, found.inputs, context.progress, context.seed)
+        if self.correct:
+            prepared = corrected(prepared, found.folded, found.inputs, context.progress, context.seed)
+        return self.convert(prepared)
 
     @staticmethod
     def shorthand(values: list[Any], settings: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -117,28 +115,12 @@ class Quantise:
     def prepare(self, graph: Graph, context: Context) -> Graph:
         """The graph with calibrated fake quantisation: it computes what `convert` will give, and trains.
 
-        For quantisation-aware training: prepare, train like any other graph, convert.
+        For quantisation-aware training: prepare, train like any other graph, convert. With `train`, batch norm
+        stays alive until then, and scales start where learning them likes it.
 
         Source: Jacob et al. (2018), section 3; straight-through gradient (eq. 12), Bengio et al. (2013).
         """
-        activation = _checked(self)
-        refuse_quantised(graph)
-        folded = for_inference(set_mode(graph.copy(), False))
-        found = annotate(folded, self.skip, _support(context))
-        if not found.layers:
-            why = "; ".join(f"{k}: {v}" for k, v in list(found.floats.items())[:3]) or "it has no such layer"
-            raise InputError("Quantise: no layer can run in integers", got=why)
-        schemes = layer_schemes(self.weight, self.layers, found.names.values())
-        inputs, note = calibration_inputs(folded, context)
-        context.progress("calibrate", 0, 1)
-        tensors = {} if activation is None else found.tensors
-        counted = histograms(folded, tensors, inputs)
-        bits = EIGHT if activation is None else activation.bits
-        how = {k: affine(*activation_range(h, self.calibration, bits), bits) for k, h in counted.items()}
-        weights, notes = _weights(folded, found, schemes, self.calibration)
-        prepared = fake_quantised(folded, tensors, how, weights)
-        context.progress("calibrate", 1, 1)
-        return prepared.note(*filter(None, [note]), *notes, *_left(found))
+        return self._ready(graph, context).prepared
 
     def convert(self, prepared: Graph) -> Graph:
         """A prepared graph, trained or not, in integers.
@@ -146,9 +128,18 @@ class Quantise:
         Raises:
             InputError: the graph does not come from `prepare`.
         """
-        if not weights_of(prepared):
+        if not weights_of(prepared) and not low_weights_of(prepared):
             raise InputError("Quantise: convert", got="a graph without fake quantisation", do="Call prepare first.")
         return integers(set_mode(prepared.copy(), False))
+
+    def _ready(self, graph: Graph, context: Context) -> Ready:
+        activation = _checked(self)
+        refuse_quantised(graph)
+        rounds = self.correct or self.rounding != "nearest"
+        wanted = Wanted(
+            self.weight, self.layers, activation, self.calibration, self.skip, self.train is not None, rounds
+        )
+        return ready(graph, context, wanted)
 
 
 _NAMED: Mapping[str, Mapping[str, Any]] = {
@@ -157,11 +148,6 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     **{kind: {"weight": {"kind": kind}, "activation": None} for kind in FLOATS},
 }
 """What a recipe's bare words stand for."""
-
-
-def _support(context: Context) -> IntegerSupport:
-    """What the target runs in integers."""
-    return INTEGER if context.support is None else context.support
 
 
 def refuse_quantised(graph: Graph, who: str = "Quantise") -> None:
@@ -174,34 +160,6 @@ def refuse_quantised(graph: Graph, who: str = "Quantise") -> None:
             )
 
 
-def _weights(
-    graph: Graph, found: Annotation, schemes: Mapping[str, WeightScheme], method: Calibration
-) -> tuple[dict[str, WeightRange], list[str]]:
-    """How each weight is quantised, and a note where it has no groups."""
-    ranges: dict[str, WeightRange] = {}
-    notes = []
-    for name, axis in found.weights.items():
-        scheme, weight = schemes[found.names[name]], graph.tensors()[name]
-        grouped = scheme.per == "group" and weight.ndim == 2 and axis == 0 and weight.shape[1] % scheme.group == 0
-        if scheme.per == "group" and not grouped:
-            shape = list(weight.shape)
-            notes.append(f"Quantise scales {found.names[name]} by channel: {shape} has no groups of {scheme.group}.")
-        along = None if scheme.per == "tensor" else axis
-        value = weight.reshape(-1, scheme.group) if grouped else weight
-        scale = weight_scales(value, scheme.bits, along, method)
-        ranges[name] = WeightRange(scale, along, -scheme.top, scheme.top, scheme.group if grouped else 0)
-    return ranges, notes
-
-
-def _left(found: Annotation) -> list[str]:
-    """What is left in floating point and why, one sentence for each layer and one for the rest."""
-    lines = [f"Quantise leaves {name} in floating point: {reason}." for name, reason in found.floats.items()]
-    if found.unfused:
-        counted = ", ".join(f"{name} ({n})" for name, n in sorted(found.unfused.items()))
-        lines.append(f"Quantise leaves operators without a fused integer kernel in floating point: {counted}.")
-    return lines
-
-
 def training_of(settings: Mapping[str, Any]) -> Distil:
     """The training of `train`; in fp32, because lower precision rounds what the levels round already."""
     if settings.get("precision", "fp32") != "fp32":
@@ -212,12 +170,14 @@ def training_of(settings: Mapping[str, Any]) -> Distil:
 
 def _checked(settings: Quantise) -> ActivationScheme | None:
     """The scheme of activations, if every setting is known."""
-    for name, value, allowed in (
-        ("calibration", settings.calibration, get_args(Calibration)),
-        ("rounding", settings.rounding, get_args(Rounding)),
-        ("correct", settings.correct, (False, True)),
-    ):
-        if value not in allowed:
-            expected = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
-            raise InputError(f"Quantise: {name}", got=repr(value), expected=expected)
+    choices = get_args(Calibration)
+    if settings.calibration not in choices:
+        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise InputError("Quantise: calibration", got=repr(settings.calibration), expected=expected)
+    if not isinstance(settings.correct, bool):
+        raise InputError("Quantise: correct", got=repr(settings.correct), expected="true or false")
+    method = rounding_of(settings.rounding).method
+    if settings.train is not None and (settings.correct or method != "nearest"):
+        got = "correct" if settings.correct else f"rounding {method}"
+        raise InputError("Quantise: train", got=f"train and {got}", expected="one of the two: training does their work")
     return activation_scheme(settings.activation)
