@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from trimtab.compress.quantise.annotate import annotate, layer_name
@@ -82,14 +82,19 @@ class Quantise:
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with integer weights and Q/DQ nodes, calibrated on `context.calibrate`."""
+        return self.convert(self.finished(graph, context).prepared)
+
+    def finished(self, graph: Graph, context: Context) -> Ready:
+        """What `convert` makes integers of, trained or rounded, beside the floating-point network that it stands for."""
         training = None if self.train is None else training_of(self.train)
         found = self._ready(graph, context)
         if training is not None:
-            return self.convert(training.apply(found.prepared, context))
+            trained = training.apply(found.prepared, context)
+            return replace(found, prepared=trained, folded=trained)
         prepared = rounded(self.rounding, found.prepared, found.folded, found.inputs, context.progress, context.seed)
         if self.correct:
             prepared = corrected(prepared, found.folded, found.inputs, context.progress, context.seed)
-        return self.convert(prepared)
+        return replace(found, prepared=prepared)
 
     @staticmethod
     def shorthand(values: list[Any], settings: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
