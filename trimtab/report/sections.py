@@ -283,6 +283,8 @@ def replay(report: Report) -> Safe:
         "trimtab choose DIR NAME                 # another network of the front",
         "python -c \"import trimtab; network = trimtab.load('DIR')\"",
     ]
+    if report.winner is not None and any(made.get("technique") == "Quantise" for made in report.winner.steps):
+        lines.insert(1, "trimtab explain DIR --task TASK         # what the quantisation of each layer cost")
     about = "DIR is this folder, TASK the task file that the run was given."
     return section("Check and replay", about, element("pre", "\n".join(lines)))
 

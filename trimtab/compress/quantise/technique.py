@@ -85,7 +85,7 @@ class Quantise:
         return self.convert(self.finished(graph, context).prepared)
 
     def finished(self, graph: Graph, context: Context) -> Ready:
-        """What `convert` makes integers of, trained or rounded, beside the floating-point network that it stands for."""
+        """What `convert` makes integers of, trained or rounded, beside the network in floating point."""
         training = None if self.train is None else training_of(self.train)
         found = self._ready(graph, context)
         if training is not None:
