@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.test_cli import SMALL
 from trimtab.cli import status
 from trimtab.profile import batch
 
@@ -49,6 +50,22 @@ def test_batches(here, capsys, monkeypatch):
     assert [point["batch"] for point in json.loads(out)] == [1]
     assert "the picture is in b.svg" in err
     assert (here / "b.svg").read_text().startswith("<svg")
+
+
+def test_another_device_tells_of_its_layers(here, capsys):
+    (here / "small.py").write_text(SMALL)
+    assert status(["profile", "small.py", "--target", "cortex-m7", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runtime"] == "roofline"
+    assert [row["name"] for row in found["rows"]] == ["0", "2"]
+    assert sum(row["seconds"] for row in found["rows"]) == pytest.approx(found["metrics"]["latency"]["value"])
+    assert status(["profile", "small.py", "--target", "cortex-m7"]) == 0
+    out = capsys.readouterr().out
+    assert "cortex-m7, modelled by roofline" in out
+    assert "Estimated in the device's description" in out
+    for arguments, told in ((["net.onnx"], "got an ONNX file"), (["small.py", "--plot"], "got --plot")):
+        assert status(["profile", *arguments, "--target", "cortex-m7"]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_two_at_once_and_a_picture_of_another_kind(here, capsys):

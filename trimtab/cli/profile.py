@@ -49,6 +49,11 @@ def profile(
     if batches:
         _batches(what, device, out or Path("batches.svg"), json)
         return 0
+    from trimtab.run.kernels import OWN
+
+    if device.device != "cpu" or device.runtime in OWN:
+        _elsewhere(what, device, rows, asked, json)
+        return 0
     from trimtab.profile.table import summary
     from trimtab.profile.table import table as layers
     from trimtab.report.picture import check_name
@@ -66,6 +71,36 @@ def profile(
     print()
     print(*summary(found), sep="\n")
     return 0
+
+
+def _elsewhere(what: str, target: Target, rows: int | None, asked: list[str], json: bool) -> None:
+    """On another device, as it tells of its layers; in a runtime that compiles from the graph, by its own kernels."""
+    if asked or what.endswith(".onnx"):
+        got = asked[0] if asked else "an ONNX file"
+        do = f"Give a task, without {' '.join(asked) or 'a file'}: {target.name} lists its layers or kernels alone."
+        raise InputError(f"profile: {target.name}", got=got, expected="a task", do=do)
+    if target.device == "cpu":
+        from trimtab.profile.own import own_profile
+        from trimtab.profile.table import own_summary, own_table
+
+        network = _network(what)
+        assert not isinstance(network, Path)
+        found = own_profile(network, target)
+        if json:
+            as_json(found.json())
+            return
+        printed(own_table(found, rows))
+        print(*own_summary(found), sep="\n")
+        return
+    from trimtab.cli.clocked import clocked_json, clocked_table
+    from trimtab.pipeline.clocked import clocked
+
+    told = clocked(trimtab.load_task(what), target)
+    if json:
+        as_json(clocked_json(told))
+        return
+    printed(clocked_table(told, target.name, rows))
+    print(*told.notes, sep="\n")
 
 
 def _fusion(what: str, target: Target, rows: int | None, json: bool) -> None:

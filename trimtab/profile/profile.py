@@ -24,7 +24,7 @@ from trimtab.profile.opened import inputs_of, opened, try_once
 from trimtab.profile.probe import probe
 from trimtab.profile.row import Row
 from trimtab.run import Runtime, runtime, runtimes
-from trimtab.run.kernels import kernels
+from trimtab.run.kernels import OWN, kernels
 from trimtab.run.measure import latency, measure
 from trimtab.run.pinned import pinned
 from trimtab.run.runtime import Session
@@ -103,6 +103,7 @@ def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ce
         RuntimeMissing: the target's runtime is not installed.
     """
     wanted = target or Target()
+    _require_joined(wanted)
     usable = machine().usable
     if not 1 <= wanted.threads <= usable:  # a runtime would start any number
         raise InputError("profile: threads", got=wanted.threads, expected=f"1 to {usable}")
@@ -129,6 +130,19 @@ def profile(what: Graph | Path | str, target: Target | None = None, ceilings: Ce
         ceilings=roof,
         notes=(*_notes(network, groups, wanted), *_doubts(rows)),
     )
+
+
+def _require_joined(target: Target) -> None:
+    """InputError where kernels cannot be joined with the file's operators: other devices, and what reads no ONNX."""
+    if target.device != "cpu":
+        raise InputError("profile: target", got=target.name, expected="a runtime of this machine's processor")
+    if target.runtime in OWN:
+        raise InputError(
+            f"profile: {target.runtime}",
+            got="a runtime whose profile names no operators of an ONNX file",
+            expected="onnxruntime or openvino",
+            do=f"`trimtab profile TASK --target {target.runtime}` lists its own kernels.",
+        )
 
 
 def _fastest(path: Path, network: Network, target: Target) -> tuple[Runtime, Metric]:

@@ -12,6 +12,7 @@ from trimtab.profile.advice import advice
 from trimtab.profile.batch import BatchPoint, knee, pareto
 from trimtab.profile.fusion import STATES, Fate, Fusion
 from trimtab.profile.network import QUANTISING
+from trimtab.profile.own import OwnProfile, layer_of
 from trimtab.profile.profile import Profile
 from trimtab.profile.row import Row
 
@@ -118,6 +119,34 @@ def fusion_summary(found: Fusion) -> str:
     """The counts in one sentence."""
     told = ", ".join(f"{count} {STATES[state]}" for state, count in found.counts.items() if count)
     return f"{len(found.fates) - found.counts['added']} operators in the file, {found.kernels} kernels: {told}."
+
+
+def own_table(found: OwnProfile, limit: int | None = None) -> Table:
+    """A row for each kernel of a runtime that compiles from the graph, in the order of execution.
+
+    Args:
+        found: the kernels.
+        limit: how many to show, the slowest; None for all.
+    """
+    from rich.table import Table
+
+    whole = sum(k.seconds for k in found.kernels)
+    slowest = sorted(found.kernels, key=lambda k: -k.seconds)[:limit]
+    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    made = Table(title=f"{found.runtime}, batch {found.batch}, {threads}", show_footer=True)
+    for name, foot in (("kernel", "total"), ("by", ""), ("layer", ""), ("time", show(whole, "s")), ("share", "100.0%")):
+        made.add_column(name, foot, justify="right" if name in ("time", "share") else "left", overflow="fold")
+    for kernel in (k for k in found.kernels if k in slowest):
+        share = kernel.seconds / whole if whole else 0.0
+        made.add_row(kernel.name, kernel.kind, layer_of(kernel), show(kernel.seconds, "s"), f"{share:.1%}")
+    return made
+
+
+def own_summary(found: OwnProfile) -> list[str]:
+    """What stands under the kernels, one sentence a line."""
+    whole = sum(k.seconds for k in found.kernels)
+    times = f"Whole network {show(found.latency.value, 's')}, measured apart; kernels {show(whole, 's')}."
+    return [times, *found.notes]
 
 
 def batches_table(points: Sequence[BatchPoint]) -> Table:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from trimtab.core.errors import InputError
 
+OWN = ("executorch", "inductor")
+"""Runtimes that compile from the graph and read no ONNX file (`run.own_kernels`)."""
 Timed = tuple[str, str, float]
 """Name, kind and seconds of one node in one run."""
 
@@ -59,7 +61,7 @@ def kernels(
     elif runtime == "openvino":
         timed, covers = _openvino(path, inputs, threads, runs)
     else:
-        raise InputError("kernel times", got=runtime, expected="onnxruntime or openvino")
+        raise InputError("kernel times by ONNX operator", got=runtime, expected="onnxruntime or openvino")
     times: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
     for name, kind, seconds in timed:

@@ -176,7 +176,16 @@ def _account(graph: Graph, exported: Any) -> dict[str, Any]:
         "delegates": delegates,
         "outside": sorted({_plain(n) for n in outside}),
         "layers": sorted(layers, key=lambda row: order.get(row["weight"], math.inf)),
+        "sequence": list(_sequence(exported)),
     }
+
+
+def _sequence(exported: Any) -> Iterator[str]:
+    """The layers that XNNPACK multiplies, by the user's names, in the order in which they run."""
+    for node in exported.graph_module.graph.nodes:
+        if "executorch_call_delegate" in str(node.target):
+            inner = getattr(exported.graph_module, str(node.args[0].target)).original_module
+            yield from (row["weight"].removesuffix(".weight") for row in _layers(inner, "XNNPACK"))
 
 
 def _layers(exported: Any, where: str) -> Iterator[dict[str, Any]]:
