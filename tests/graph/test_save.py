@@ -315,3 +315,83 @@ def test_converted_quantisation_comes_back(tmp_path):
     x = torch.randn(2, 4)
     assert torch.equal(load(tmp_path)(x), graph(x))
     assert not torch.allclose(graph(x), F.linear(x, *graph.net.parameters()))
+
+
+# Levels in few bits
+
+
+class Levels(nn.Module):
+    """Integer levels of several widths, dequantised and multiplied."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        for bits in range(1, 9):
+            half = 1 << (bits - 1)
+            draw = torch.randint(0, 2 * half, (97, 11), generator=generator)
+            levels = 2 * draw - 1 if bits == 1 else draw - half
+            self.register_buffer(f"w{bits}", levels.to(torch.int8))
+        self.register_buffer("few", torch.ones(9, dtype=torch.int8))
+
+    def forward(self, x):
+        for bits in range(1, 9):
+            x = x + getattr(self, f"w{bits}").to(torch.float32).sum(0)
+        return x * self.few.to(torch.float32).sum()
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("levels")
+    graph = capture(Levels(), torch.randn(2, 11))
+    save(graph, folder)
+    return graph, folder
+
+
+def test_levels_are_stored_in_their_bits_and_come_back(levels):
+    from safetensors.torch import load_file
+
+    graph, folder = levels
+    held = load_file(folder / "model.safetensors")
+    for bits in range(1, 8):
+        assert held[f"w{bits}"].dtype == torch.uint8
+        assert held[f"w{bits}"].nbytes == -(-97 * 11 * bits // 8)
+    assert held["w8"].dtype == held["few"].dtype == torch.int8
+    again = load(folder)
+    assert list(again.tensors()) == list(graph.tensors())
+    for name, tensor in graph.tensors().items():
+        assert again.tensors()[name].dtype == tensor.dtype
+        assert torch.equal(again.tensors()[name], tensor)
+    x = torch.randn(3, 11)
+    assert torch.equal(again(x), graph(x))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda said: said["w3"].update(bits=4),
+        lambda said: said["w3"].update(bits=0),
+        lambda said: said["w3"].update(bits=8),
+        lambda said: said["w3"].update(bits=True),
+        lambda said: said["w3"].update(bits="3"),
+        lambda said: said["w3"].update(shape=[97, 12]),
+        lambda said: said["w3"].update(shape=[2**20, 2**20]),
+        lambda said: said["w3"].update(shape=[-37, -11]),
+        lambda said: said["w3"].update(shape=37),
+        lambda said: said["w3"].pop("shape"),
+        lambda said: said.update(w3=3),
+        lambda said: said.update(nobody={"bits": 3, "shape": [3]}),
+        lambda said: said.update(w8={"bits": 7, "shape": [97, 11]}),
+    ],
+)
+def test_packed_tensors_that_are_not_what_they_are_said_to_be(levels, tmp_path, harm):
+    assert "packed tensor" in refused(forged(tmp_path / "harm", levels[1], lambda body: harm(body["packed"])))
+
+
+def test_a_list_of_packed_tensors_is_refused(levels, tmp_path):
+    refused(forged(tmp_path / "list", levels[1], lambda body: body.update(packed=[])))
+
+
+def test_a_damaged_packed_file_is_one_clear_error(levels, tmp_path):
+    data = bytearray((levels[1] / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    assert "checksum" in refused(write(tmp_path / "damaged", levels[1], weights=bytes(data)))

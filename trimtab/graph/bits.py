@@ -40,9 +40,8 @@ def codes(levels: Array, bits: int) -> Array:
     """
     flat = np.ascontiguousarray(levels, np.int8).reshape(-1).view(np.uint8)
     if bits == 1:
-        return (flat == 1).astype(np.uint8)
-    cut: Array = flat & np.uint8((1 << bits) - 1)
-    return cut
+        flat = (flat == 1).astype(np.uint8)
+    return flat & np.uint8((1 << bits) - 1)
 
 
 def levels_of(numbers: Array, bits: int) -> Array:

@@ -20,6 +20,7 @@ from trimtab.core.errors import FileError
 from trimtab.core.store import read_json, write_atomic
 from trimtab.graph.model import EXAMPLE_BATCH, Graph, TensorSpec, place
 from trimtab.graph.operators import operator_name, operator_named
+from trimtab.graph.packed import packed_tensors, unpacked_tensors
 from trimtab.graph.values import DTYPES, decode, encode
 
 SCHEMA = 1
@@ -32,6 +33,8 @@ _LOOPS = ("split", "unbind", "chunk", "lstm", "gru", "rnn", "unfold", "meshgrid"
 def save(graph: Graph, folder: Path | str, stem: str = "model") -> tuple[Path, Path]:
     """Write `<stem>.trim.json` and `<stem>.safetensors`, each atomically, and return their paths.
 
+    Integer tensors whose levels fit into fewer than 8 bits are stored in these, packed; loading gives int8 again.
+
     Raises:
         FileError: the graph holds an operator or argument that such a file does not hold
             (a fake-quantised layer that was not converted, say), or the folder cannot be written.
@@ -39,10 +42,13 @@ def save(graph: Graph, folder: Path | str, stem: str = "model") -> tuple[Path, P
     from safetensors.torch import save as to_bytes
 
     described, weights = Path(folder) / f"{stem}.trim.json", Path(folder) / f"{stem}.safetensors"
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in graph.tensors().items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in graph.tensors().items()}
     body = _describe(graph)
+    tensors, packed = packed_tensors(plain)
     data = to_bytes(tensors)
     body["weights"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if packed:
+        body["packed"] = packed
     text = json.dumps({"schema": SCHEMA, "sha256": _sha(body), "graph": body}, allow_nan=False) + "\n"
     write_atomic(weights, lambda path: path.write_bytes(data))
     write_atomic(described, lambda path: path.write_text(text, encoding="utf-8"))
@@ -64,7 +70,8 @@ def load(folder: Path | str, stem: str = "model") -> Graph:
     if not isinstance(body, dict) or data.get("sha256") != _sha(body):
         raise FileError("load", where=path, got="content that does not match its checksum", do="Save it again.")
     try:
-        tensors = _weights(body, path.with_name(f"{stem}.safetensors"))
+        weights = path.with_name(f"{stem}.safetensors")
+        tensors = unpacked_tensors(_weights(body, weights), body.get("packed", {}), weights)
         return _shaped(_graph(body, tensors))
     except FileError as error:
         raise FileError(error.what, where=error.where or path, got=error.got, expected=error.expected) from error
