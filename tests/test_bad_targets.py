@@ -79,5 +79,24 @@ def test_a_runtime_that_is_not_installed(here, capsys, monkeypatch, target, told
     assert told in said(capsys, target)
 
 
+def test_a_compiler_that_is_not_installed(here, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name, *more: None)
+    assert "target: inductor: got inductor needs a C++ compiler. Install one: apt install g++." in said(
+        capsys, "inductor"
+    )
+
+
+def test_a_machine_that_answers_something_else(here, capsys, monkeypatch):
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from tests.run.remote.serving import answering, http
+
+    monkeypatch.setenv("TRIMTAB_TOKEN", "a-token")
+    with answering(lambda path: http(b"<html>Welcome to the router</html>")) as url:
+        line = said(capsys, url)
+    assert f"target: {url}: got device answers nonsense" in line
+    assert "Is `trimtab device` what listens there, and of this version?" in line
+
+
 def test_another_precision_than_the_device_has(here, capsys):
     assert "target: precision: got 'fp16', expected fp32 or int8" in said(capsys, "cortex-m7:precision=fp16")

@@ -23,7 +23,7 @@ from trimtab.core.errors import DeviceError, FileError, InputError, NotInteger, 
 from trimtab.core.target import Target, parse
 from trimtab.hardware.layer import Layer
 from trimtab.hardware.machine import machine
-from trimtab.pipeline.devices import device_of
+from trimtab.pipeline.devices import device_of, machine_of
 from trimtab.run import runtime
 from trimtab.run.remote import client as asking
 from trimtab.run.remote.client import Client, address, ask
@@ -104,6 +104,14 @@ def test_the_version_is_that_of_the_machine_there(there: Remote) -> None:
     with pytest.raises(InputError, match="no inductor there, expected one of onnxruntime"):
         missing.version()
     assert "no inductor there" in str(missing.available())
+
+
+def test_the_machine_there_describes_itself(there: Remote) -> None:
+    told, here = there.machine(), machine().json()
+    assert told == {**json.loads(json.dumps(here))}
+    placed = machine_of(there)
+    assert placed is not None
+    assert placed == {"address": there.name, **told}
 
 
 def test_an_address_is_a_target(served: tuple[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +198,10 @@ ABOUT = {
         (http(json.dumps({**ABOUT, "key": "x\ny"}).encode()), "key: got 'x y'"),
         (http(json.dumps({**ABOUT, "runtimes": {"rm": "1"}}).encode()), "a machine with a runtime"),
         (http(json.dumps({**ABOUT, "limits": {"bytes": -1, "seconds": 1}}).encode()), "bytes: got '-1'"),
+        (http(json.dumps({**ABOUT, "machine": {"processor": "p", "memory": 0.5}}).encode()), "memory: got '0.5'"),
+        (http(json.dumps({**ABOUT, "machine": {"processor": "p", "flags": "avx2"}}).encode()), "flags: got 'avx2'"),
+        (http(json.dumps({**ABOUT, "machine": {"processor": "p", "caches": {"L1": -1}}}).encode()), "caches: got '-1'"),
+        (http(json.dumps({**ABOUT, "machine": {"processor": "p", "libraries": [1]}}).encode()), "libraries: got '[1]'"),
         (http(b"", 302), "HTTP status 302"),
         (http(b'{"error": {"kind": "Internal", "message": "\x1b[2J"}}', 500), "HTTP status 500"),
         (http(json.dumps(ABOUT).encode() + b" " * 9)[:-9], "cut short by 9 bytes"),
