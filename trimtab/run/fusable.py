@@ -43,14 +43,18 @@ class Weighted:
     """An operator with a weight.
 
     Args:
-        weight: position of the weight among the arguments; the input is the first.
+        weight: position of the weight among the arguments.
         axis: output-channel dimension of the weight.
         float_output: its integer kernel may give floating point, so that nothing need be quantised behind it.
+        source: position of the input.
+        bias: position of the bias.
     """
 
     weight: int = 1
     axis: int = 0
     float_output: bool = False
+    source: int = 0
+    bias: int = 2
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,12 @@ _WEIGHTED = {
     _ATEN.conv3d.default: Weighted(),
     _ATEN.conv3d.padding: Weighted(),
     _ATEN.linear.default: Weighted(float_output=True),
+    _ATEN.addmm.default: Weighted(weight=2, axis=1, float_output=True, source=1, bias=0),
+}
+_FLAT = {
+    op: replace(kind, float_output=False)
+    for op, kind in _WEIGHTED.items()
+    if op not in (_ATEN.conv3d.default, _ATEN.conv3d.padding, _ATEN.addmm.default)
 }
 _ADD = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
 _MUL = frozenset({_ATEN.mul.Tensor, _ATEN.mul_.Tensor})
@@ -144,8 +154,9 @@ ONNXRUNTIME = IntegerSupport(
 )
 """ONNX Runtime 1.31 on x86. Transposed convolutions, subtraction, PReLU, GELU, hard-swish, tanh, padding, bilinear
 resizing, pixel shuffle, means over given axes and norms run in floating point between the integer operators, as read
-from its optimised models. A linear layer on [N, features] with a floating-point result needs its bias in 32-bit
-integers at the scale of input times weight."""
+from its optimised models. A linear layer with a floating-point result needs its bias in 32-bit integers at the scale of
+input times weight, on sequences too: it becomes a Gemm once its shapes are known. Attention's own products could be
+integer, but quantising what they read costs what that gains."""
 
 OPENVINO = IntegerSupport(
     weighted=_WEIGHTED,
@@ -183,7 +194,7 @@ _TABLES = frozenset(
 )
 
 ETHOS_U = IntegerSupport(
-    weighted={op: replace(kind, float_output=False) for op, kind in _WEIGHTED.items() if "conv3d" not in str(op)},
+    weighted=_FLAT,
     joins=_ADD | _MUL | _SUB,
     shares=(_SHARES | _POOLS | _FOLDED | {_ATEN.mean.dim}) - _FLOAT_BETWEEN,
     concats=frozenset({_ATEN.cat.default}),
@@ -196,7 +207,7 @@ and clips that no layer takes in, have no scale of their own there, as in Arm's 
 tables. Softmax, norms, 3-d and transposed convolutions, pixel shuffle, and operations with a number fall back."""
 
 EXECUTORCH = IntegerSupport(
-    weighted={op: replace(kind, float_output=False) for op, kind in _WEIGHTED.items() if "conv3d" not in str(op)},
+    weighted=_FLAT,
     joins=_ADD | _MUL,
     shares=_SHARES - _FLOAT_BETWEEN,
     concats=frozenset(),

@@ -37,6 +37,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     from onnx import ModelProto, inliner
 
     from trimtab.run.bits import OPERATOR_SET, store_bits
+    from trimtab.run.dynamic import integer_products
     from trimtab.run.narrow import store_narrow
     from trimtab.run.pads import keep_pads
     from trimtab.run.simplify import simplify
@@ -51,8 +52,8 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
         outputs=tuple(v.name for v in graph.output),
         pinned={name for node in graph.node for inner in _inner(node) for name in _read(inner)},
     )
-    steps = (_constants, simplify, _fold, simplify, arrange_weights, _share, _split_by_use, _defaults, keep_pads, _dead)
-    for step in steps:
+    arrange = (arrange_weights, integer_products, _share, _split_by_use)
+    for step in (_constants, simplify, _fold, simplify, *arrange, _defaults, keep_pads, _dead):
         step(work)
     name_transposed(work, parameters or {})
     later = store_bits(work)
