@@ -387,6 +387,30 @@ def test_packed_tensors_that_are_not_what_they_are_said_to_be(levels, tmp_path, 
     assert "packed tensor" in refused(forged(tmp_path / "harm", levels[1], lambda body: harm(body["packed"])))
 
 
+def test_narrow_values_are_stored_narrow_and_come_back_wide(tmp_path):
+    from safetensors.torch import load_file
+
+    model = nn.Sequential(*(nn.Linear(24, 24) for _ in range(5)))
+    kinds = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e4m3fn, torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer, kind in zip(model, kinds, strict=True):
+            layer.weight.copy_(torch.randn(24, 24).to(kind))
+        model[0].weight[0, 0] = -0.0
+        model[1].bias.fill_(float("inf"))
+    graph = capture(model, torch.randn(2, 24))
+    save(graph, tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    assert [held[f"{i}.weight"].dtype for i in range(5)] == list(kinds)
+    again = load(tmp_path)
+    for name, tensor in graph.tensors().items():
+        assert again.tensors()[name].dtype == torch.float32
+        assert torch.equal(again.tensors()[name].view(torch.int32), tensor.view(torch.int32))
+    assert [p.requires_grad for p in again.net.parameters()] == [True] * 10
+    harm = forged(tmp_path / "harm", tmp_path, lambda body: body["packed"].update({"4.weight": {"dtype": "float32"}}))
+    assert "packed tensor" in refused(harm)
+
+
 def test_a_list_of_packed_tensors_is_refused(levels, tmp_path):
     refused(forged(tmp_path / "list", levels[1], lambda body: body.update(packed=[])))
 

@@ -1,4 +1,4 @@
-"""Packed: the int8 tensors of a graph's file, stored in as few bits as their levels need."""
+"""Packed: the tensors of a graph's file, stored in as few bits as their values need, without loss."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ from torch import Tensor
 from trimtab.core.errors import FileError
 from trimtab.graph.bits import STORED, bits_needed, pack_levels, packed_bytes, unpack_levels
 
+_NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16)
+"""The smallest first; most of bfloat16 would fit into float16 too, which says less of where it comes from."""
 _SAVED = 64
 """Bytes that packing a tensor must save: naming it in the description takes as many."""
 
 
 def packed_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Tensors with int8 levels packed where that saves bytes, and of each packed one its bits and shape.
+    """Tensors with int8 levels packed and fp32 values narrowed where that saves bytes, and what each one was.
+
+    Of levels it tells the bits and the shape; a narrow tensor has its shape, and says that it was `float32`.
 
     Args:
         tensors: on the CPU, contiguous, by name.
     """
-    found, packed = dict(tensors), {}
+    found = dict(tensors)
+    packed: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
+        if tensor.dtype is torch.float32 and tensor.numel() >= _SAVED:
+            narrow = narrowest(tensor)
+            if narrow is not None:
+                found[name], packed[name] = tensor.to(narrow), {"dtype": "float32"}
         if tensor.dtype is not torch.int8 or tensor.numel() <= _SAVED:
             continue
         levels = tensor.numpy()
@@ -33,6 +42,17 @@ def packed_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
             found[name] = torch.from_numpy(pack_levels(levels, bits))
             packed[name] = {"bits": bits, "shape": list(tensor.shape)}
     return found, packed
+
+
+def narrowest(tensor: Tensor) -> torch.dtype | None:
+    """The smallest floating-point type that holds every value of a float32 tensor, bit for bit; None for float32."""
+    flat = tensor.reshape(-1)
+    few = flat[:_SAVED]
+    return next((dtype for dtype in _NARROW if _holds(few, dtype) and _holds(flat, dtype)), None)
+
+
+def _holds(flat: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(flat.to(dtype).to(torch.float32).view(torch.int32), flat.view(torch.int32))
 
 
 def unpacked_tensors(tensors: Mapping[str, Tensor], packed: Any, path: Path) -> dict[str, Tensor]:
@@ -50,6 +70,9 @@ def unpacked_tensors(tensors: Mapping[str, Tensor], packed: Any, path: Path) -> 
     if not isinstance(packed, dict):
         raise FileError("load: packed tensors", where=path, got=type(packed).__name__, expected="bits and shapes")
     for name, said in packed.items():
+        if said == {"dtype": "float32"}:
+            found[name] = _widened(tensors.get(name), name, path)
+            continue
         bits, shape = _said(name, said, path)
         data = tensors.get(name)
         size = packed_bytes(math.prod(shape), bits)
@@ -58,6 +81,14 @@ def unpacked_tensors(tensors: Mapping[str, Tensor], packed: Any, path: Path) -> 
             raise FileError("load: packed tensor", where=f"{path}: {name[:80]}", got=got, expected=f"uint8 [{size}]")
         found[name] = torch.from_numpy(unpack_levels(data.numpy(), bits, shape))
     return found
+
+
+def _widened(data: Tensor | None, name: str, path: Path) -> Tensor:
+    if data is None or data.dtype not in _NARROW:
+        got = "no tensor" if data is None else str(data.dtype).removeprefix("torch.")
+        types = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NARROW)
+        raise FileError("load: packed tensor", where=f"{path}: {name[:80]}", got=got, expected=types)
+    return data.to(torch.float32)
 
 
 def _said(name: Any, said: Any, path: Path) -> tuple[int, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trimtab.core.errors import FileError, InputError
 from trimtab.profile.macs import RULES, Shape, UnknownShape, macs
+from trimtab.run.plain import plain
 from trimtab.run.runtime import read_onnx
 
 _LIMIT = 1 << 30
@@ -106,6 +107,7 @@ def read(path: Path, batch: int = 1) -> Network:
         onnx.load_external_data_for_model(model, str(path.resolve().parent))
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        model = plain(model)
         fixed = _fixed(model, path, batch)
         shaped = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, TypeError, OSError) as error:

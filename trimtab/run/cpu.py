@@ -18,10 +18,11 @@ from trimtab.run.branches import layer_times
 from trimtab.run.device import Clocked
 from trimtab.run.energy import measure_energy, unavailable
 from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
-from trimtab.run.integer import require_integer
+from trimtab.run.integer import integer_report, require_integer, smaller
+from trimtab.run.layers import layers as stored_layers
 from trimtab.run.measure import Timing, cost, latency, measure, ratio, throughput
 from trimtab.run.pinned import pinned
-from trimtab.run.runtime import Array, Session
+from trimtab.run.runtime import Array, Session, read_onnx
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Cpu:
                 sessions = {which: load(path, which) for which in self._candidates()}
                 original = load(baseline, None)
                 clocked = fastest(measure({"": original, **sessions}, inputs, seconds, target.threads))
+                clocked = replace(clocked, notes=(*clocked.notes, *_smaller(path, clocked.runtime)))
                 clocked = _with_energy(clocked, original, sessions[clocked.runtime], inputs, target.threads)
                 found[name] = replace(clocked, notes=(*clocked.notes, *_fell_back(path, clocked.runtime, target.batch)))
         return found
@@ -91,6 +93,13 @@ class Cpu:
 
     def _candidates(self) -> tuple[str, ...]:
         return (runtime_of(self.runtime).name,) if self.runtime else tuple(r.name for r in runtimes())
+
+
+def _smaller(path: Path, runtime: str) -> tuple[str, ...]:
+    """What is stored in fewer bits than it is computed in."""
+    if not any(layer.stored != "fp32" and not layer.meant for layer in stored_layers(read_onnx(path))):
+        return ()
+    return smaller(integer_report(path, runtime), runtime)
 
 
 def fastest(timed: Mapping[str, Timing]) -> Clocked:

@@ -16,9 +16,9 @@ from trimtab.run.runtime import read_onnx
 
 KERNELS = frozenset({
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
-    "DynamicQuantizeMatMul", "QLinearConvTranspose", "QAttention",
+    "DynamicQuantizeMatMul", "QLinearConvTranspose", "QAttention", "MatMulNBits",
 })  # fmt: skip
-"""ONNX Runtime's operators that multiply integers."""
+"""ONNX Runtime's operators that multiply integers; MatMulNBits rounds its input to int8 in blocks by itself."""
 _OPENVINO = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
 
@@ -29,9 +29,11 @@ class LayerPrecision:
     Args:
         name: the user's, from its parameters.
         op: the ONNX operator in the file.
-        quantised: its weight is stored in integers, so it should run in integers.
+        quantised: its weight is stored in integers.
         precision: `int8`, `fp32`, `bf16`, ...: what the runtime multiplies in.
         kernel: the runtime's own name of what runs it; empty if it was merged into something else.
+        meant: its input is in integers too, so it should run in integers.
+        stored: what its weight is stored in: `integers`, `fp16`, `bf16`, `fp8` or `fp32`.
     """
 
     name: str
@@ -39,6 +41,8 @@ class LayerPrecision:
     quantised: bool
     precision: str
     kernel: str
+    meant: bool = False
+    stored: str = "fp32"
 
 
 def integer_report(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
@@ -54,9 +58,10 @@ def integer_report(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
     """
     from trimtab.run import runtime as runtime_of
 
-    found = layers(read_onnx(path))
+    model = read_onnx(path)
+    found = layers(model)
     if runtime == "onnxruntime":
-        runs = _onnxruntime(path, found)
+        runs = _onnxruntime(path, model, found)
     elif runtime == "openvino":
         runtime_of(runtime).load(path, 1).close()  # says what is missing
         runs = _openvino(path, found)
@@ -67,18 +72,22 @@ def integer_report(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
     else:
         raise InputError("integer kernels", got=repr(runtime), expected="onnxruntime or openvino")
     return tuple(
-        LayerPrecision(layer.name, layer.op, layer.quantised, *run) for layer, run in zip(found, runs, strict=True)
+        LayerPrecision(layer.name, layer.op, layer.quantised, *run, layer.meant, layer.stored)
+        for layer, run in zip(found, runs, strict=True)
     )
 
 
 def require_integer(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
-    """The report, if every quantised layer runs in integers.
+    """The report, if every layer whose weight and input are in integers runs in integers.
+
+    A layer whose weight alone is in integers computes in floating point where the runtime has no kernel for it: that
+    is what was asked for, and `smaller` says so.
 
     Raises:
         NotInteger: names the quantised layers that would run in floating point.
     """
     report = integer_report(path, runtime)
-    quantised = [layer for layer in report if layer.quantised]
+    quantised = [layer for layer in report if layer.meant]
     wrong = [layer for layer in quantised if layer.precision != "int8"]
     if wrong:
         raise NotInteger(
@@ -91,7 +100,29 @@ def require_integer(path: Path, runtime: str) -> tuple[LayerPrecision, ...]:
     return report
 
 
-def _onnxruntime(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
+def smaller(report: Sequence[LayerPrecision], runtime: str) -> tuple[str, ...]:
+    """A sentence for each type that weights are stored in and no kernel of the runtime multiplies.
+
+    Args:
+        report: of `integer_report`.
+        runtime: that it is of.
+    """
+    kinds: dict[str, list[str]] = {}
+    for layer in report:
+        if layer.stored != "fp32" and not layer.meant and layer.precision != "int8":
+            kinds.setdefault(layer.stored, []).append(layer.name)
+    return tuple(
+        f"Smaller, not faster: {runtime} computes in floating point what is stored in {kind}: {some(names)}."
+        for kind, names in kinds.items()
+    )
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _onnxruntime(path: Path, file: Any, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
     import onnx
 
     from trimtab.run.onnxruntime import optimise
@@ -100,20 +131,28 @@ def _onnxruntime(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, st
         optimised = Path(folder) / "optimised.onnx"
         optimise(path, optimised)
         model = onnx.load(str(optimised), load_external_data=False)
-    constants = {t.name: t for t in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
+    constants, producers = _parts(model)
+    before = _parts(file)
     readers: dict[str, list[str]] = {}
     for node in model.graph.node:
         if node.op_type in ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast"):
             continue
         for name in node.input:
-            origin = source(name, constants, producers)
-            if origin is not None:
-                readers.setdefault(origin, []).append(str(node.op_type))
+            held = source(name, constants, producers)
+            if held is not None:
+                # what was decoded at load has the name of a value of the file; a product of 4 or 8 bits adds to it
+                held = held.removesuffix("_T") if node.op_type == "MatMulNBits" else held
+                readers.setdefault(source(held, *before) or held, []).append(str(node.op_type))
     for layer in found:
         kinds = list(dict.fromkeys(readers.get(layer.weight, [])))
         integer = bool(kinds) and all(kind in KERNELS for kind in kinds)
         yield ("int8" if integer else "fp32"), "+".join(kinds)
+
+
+def _parts(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constants by name, and the node that makes each value."""
+    constants = {t.name: t for t in model.graph.initializer}
+    return constants, {name: node for node in model.graph.node for name in node.output}
 
 
 def _openvino(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
@@ -123,7 +162,10 @@ def _openvino(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]
         facts = node.get_rt_info()
         names = [node.get_friendly_name(), *_text(facts, "originalLayersNames").split(",")]
         if _text(facts, "layerType") in _OPENVINO:
-            run = (_precision(_text(facts, "runtimePrecision")), _text(facts, "primitiveType"))
+            kernel = _text(facts, "primitiveType")
+            # of a product with integer weights alone the runtime tells the type of the weights
+            multiplied = "f32" if kernel.endswith("_f32") else _text(facts, "runtimePrecision")
+            run = (_precision(multiplied), kernel)
             for name in names:
                 runs.setdefault(name.partition("/")[0], run)
         elif _text(facts, "layerType") == "Subgraph":

@@ -11,7 +11,10 @@ _WEIGHT = {
     "MatMulInteger": 1, "QGemm": 3,
 }  # fmt: skip
 """Position of the weight among a node's inputs."""
-_PASS = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
+_PASS = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast", "Identity", "Slice")
+_BOTH = ("Add", "Mul")
+"""The parts of packed levels are added, and levels alone scaled: both sides are constants then."""
+_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Pad", "Relu", "Clip")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Layer:
         weight: name of the constant.
         marks: names that a runtime may call it by: its output's, its own, and those of what it may be merged with.
         quantised: the weight is stored in integers of 8 bits or fewer.
+        stored: what the weight is stored in: `fp32`, `fp16`, `bf16`, `fp8`, or `integers`.
+        meant: what it reads is in integers too, so that it should multiply integers.
     """
 
     name: str
@@ -31,6 +36,8 @@ class Layer:
     weight: str
     marks: tuple[str, ...]
     quantised: bool
+    stored: str = "fp32"
+    meant: bool = False
 
 
 def layers(model: Any) -> tuple[Layer, ...]:
@@ -43,7 +50,9 @@ def layers(model: Any) -> tuple[Layer, ...]:
             op=node.op_type,
             weight=weight,
             marks=(*filter(None, (node.output[0], node.name)), *_behind(model, node)),
-            quantised=_is_integer(constants[weight]),
+            quantised=_stored(constants[weight]) == "integers",
+            stored=_stored(constants[weight]),
+            meant=_stored(constants[weight]) == "integers" and _integer_input(node, producers),
         )
         for node, weight in _weighted(model, constants, producers)
     )
@@ -55,9 +64,14 @@ def source(name: str, constants: dict[str, Any], producers: dict[str, Any]) -> s
         if name in constants:
             return name
         node = producers.get(name)
-        if node is None or node.op_type not in _PASS:
+        if node is None:
             return None
-        name = node.input[0]
+        if node.op_type == "Gather":  # a table, and the packed numbers that it gives levels for
+            name = node.input[1]
+        elif node.op_type in _PASS or (node.op_type in _BOTH and source(node.input[1], constants, producers)):
+            name = node.input[0]
+        else:
+            return None
     return None
 
 
@@ -82,11 +96,28 @@ def _behind(model: Any, node: Any) -> Iterator[str]:
             yield node.name
 
 
-def _is_integer(tensor: Any) -> bool:
-    from onnx import TensorProto
+def _stored(tensor: Any) -> str:
+    from onnx import TensorProto as T
 
-    small = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
-    return tensor.data_type in small
+    kinds = {
+        **dict.fromkeys((T.INT8, T.UINT8, T.INT4, T.UINT4), "integers"),
+        **dict.fromkeys((T.FLOAT8E4M3FN, T.FLOAT8E5M2), "fp8"),
+        T.FLOAT16: "fp16",
+        T.BFLOAT16: "bf16",
+    }
+    return kinds.get(tensor.data_type, "fp32")
+
+
+def _integer_input(node: Any, producers: dict[str, Any]) -> bool:
+    """Whether a node reads what was in integers right before, or was only moved since."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return True  # it takes integers only
+    before = producers.get(node.input[0])
+    for _ in range(16):
+        if before is None or before.op_type not in _MOVES:
+            break
+        before = producers.get(before.input[0])
+    return before is not None and before.op_type == "DequantizeLinear"
 
 
 def _name(node: Any, weight: str, constants: dict[str, Any]) -> str:

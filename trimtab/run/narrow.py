@@ -46,8 +46,8 @@ def _narrowest(value: Array) -> tuple[int, bytes] | None:
     kinds = (
         (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
         (TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2),
+        (TensorProto.BFLOAT16, ml_dtypes.bfloat16),  # before fp16, into which most of it would fit too
         (TensorProto.FLOAT16, np.float16),
-        (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
     )
     few = value.reshape(-1)[:_LEAST]
     for kind, dtype in kinds:
