@@ -36,7 +36,7 @@ def normed(graph: Graph, folded: Graph) -> dict[str, Tensor]:
         mean = tensors[str(node.args[3].target)]  # type: ignore[union-attr]
         width = torch.ones_like(mean) if gamma is None else tensors[str(gamma.target)]  # type: ignore[union-attr]
         centre = torch.zeros_like(mean) if beta is None else tensors[str(beta.target)]  # type: ignore[union-attr]
-        found[layer.name] = (centre - _DEVIATIONS * width.abs()).detach().double()
+        found[layer.name] = (centre - _DEVIATIONS * width.abs()).detach().double().cpu()
     return found
 
 
@@ -58,7 +58,7 @@ def bounds(graph: Graph, pairs: Sequence[Link], norms: Mapping[str, Tensor], con
 
     def lower(layer: Layer) -> Callable[[Tensor], None]:
         def show(value: Tensor) -> None:
-            least = value.detach().movedim(layer.dim, 0).flatten(1).amin(1).double()
+            least = value.detach().movedim(layer.dim, 0).flatten(1).amin(1).double().cpu()
             name = layer.node.name
             low[name] = torch.minimum(low[name], least) if name in low else least
 
@@ -123,7 +123,7 @@ def _fresh(graph: Graph, layer: Layer, like: Tensor) -> str:
     while name in graph.tensors():
         name += "_absorbed"
     weight = graph.tensors()[layer.weight]
-    place(graph.net, name, nn.Parameter(torch.zeros(like.shape, dtype=weight.dtype), weight.requires_grad))
+    place(graph.net, name, nn.Parameter(weight.new_zeros(like.shape), weight.requires_grad))
     with graph.net.graph.inserting_before(node):
         bias = graph.net.graph.get_attr(name)
     node.args = (*node.args[:2], bias, *node.args[3:])

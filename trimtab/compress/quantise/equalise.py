@@ -83,7 +83,7 @@ class Equalise:
         folded, notes = self._folded(graph)
         found = links(folded, _WEIGHTED)
         pairs = _pairs(found, self.skip)
-        held = {name: tensor.detach().double() for name, tensor in folded.tensors().items() if _involved(name, pairs)}
+        held = _held(folded, pairs)
         low = bounds(folded, pairs, normed(graph, folded), context) if self.absorb else {}
         factors = equalised(held, pairs, self.iterations)
         for link in pairs:
@@ -122,9 +122,11 @@ def _pairs(found: Sequence[Link], skip: Sequence[str]) -> list[Link]:
     return [link for link in usable if link.maker.name not in names]
 
 
-def _involved(name: str, pairs: Sequence[Link]) -> bool:
+def _held(graph: Graph, pairs: Sequence[Link]) -> dict[str, Tensor]:
+    """The weights and biases that may change, in float64."""
     layers = [layer for link in pairs for layer in (link.maker, *(r.layer for r in link.readers))]
-    return any(name in (layer.weight, layer.bias) for layer in layers)
+    names = {name for layer in layers for name in (layer.weight, layer.bias)}
+    return {name: tensor.detach().double().cpu() for name, tensor in graph.tensors().items() if name in names}
 
 
 def equalised(weights: dict[str, Tensor], pairs: Sequence[Link], iterations: int) -> dict[str, Tensor]:

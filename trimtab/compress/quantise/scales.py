@@ -59,7 +59,7 @@ def source(layer: Layer) -> str:
 
 def _show(name: str, found: dict[str, Seen], quota: int) -> Callable[[Tensor], None]:
     def show(value: Tensor) -> None:
-        rows = value.detach().reshape(-1, value.shape[-1]).double()
+        rows = value.detach().reshape(-1, value.shape[-1]).double().cpu()
         size = rows.abs()
         one = found.setdefault(name, Seen(rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1])))
         one.most, one.total = torch.maximum(one.most, size.amax(0)), one.total + size.sum(0)

@@ -171,7 +171,7 @@ def _held(graph: Graph, folds: Sequence[Link], sets: Sequence[Sequence[Reader]])
     """The weights and biases that will change, in float64."""
     names = {r.layer.weight for readers in sets for r in readers}
     names |= {name for link in folds for name in (link.maker.weight, link.maker.bias) if name is not None}
-    return {name: tensor.detach().double() for name, tensor in graph.tensors().items() if name in names}
+    return {name: tensor.detach().double().cpu() for name, tensor in graph.tensors().items() if name in names}
 
 
 def _insert(graph: Graph, held: dict[str, Tensor], readers: Sequence[Reader], factor: Tensor) -> None:
@@ -182,7 +182,7 @@ def _insert(graph: Graph, held: dict[str, Tensor], readers: Sequence[Reader], fa
     name = f"{first.name}.smooth"
     while name in graph.tensors():
         name += "_"
-    place(graph.net, name, nn.Parameter((1 / factor).to(weight.dtype), weight.requires_grad))
+    place(graph.net, name, nn.Parameter((1 / factor).to(weight), weight.requires_grad))
     with graph.net.graph.inserting_before(first.node):
         product = graph.net.graph.call_function(_TIMES, (source, graph.net.graph.get_attr(name)))
     for reader in readers:
