@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from trimtab.compress.quantise.calibrate import histograms
+from trimtab.compress.quantise.entropy import divergence, least_divergence
 from trimtab.compress.quantise.ranges import (
     NARROWEST,
     Histogram,
@@ -17,6 +23,7 @@ from trimtab.compress.quantise.ranges import (
     weight_error,
     weight_scales,
 )
+from trimtab.graph.capture import capture
 
 edges = st.floats(-100, 100, allow_nan=False).filter(lambda v: abs(v) > 1e-3)
 
@@ -103,3 +110,81 @@ def test_weights_on_the_grid_are_exact() -> None:
 def test_a_dead_channel_gets_a_scale_that_a_bias_can_live_with() -> None:
     scale = floored(torch.tensor([0.0, 1e-12, 0.01]))
     assert scale.tolist() == pytest.approx([0.01 * NARROWEST, 0.01 * NARROWEST, 0.01])
+
+
+def test_average_by_hand() -> None:
+    graph = capture(nn.ReLU(), torch.randn(2, 4))
+    batches = [
+        torch.tensor([[-1.0, 0.5, 1.0, 2.0]]),
+        torch.tensor([[-3.0, 0.0, 1.0, 4.0]]),
+        torch.tensor([[0.0, 9.0]] * 2),
+    ]
+    x = next(iter(graph.net.graph.nodes)).name
+    found = histograms(graph, {x: x}, [(batch,) for batch in batches])[x]
+    assert (found.low, found.high) == (-3.0, 9.0)
+    # the mean of the ends, as long as there are no more than 100 batches
+    assert found.average == pytest.approx(((-1 - 3 + 0) / 3, (2 + 4 + 9) / 3))
+    assert activation_range(found, "average", 8) == pytest.approx((-4 / 3, 5.0))
+
+
+def test_average_forgets_slowly() -> None:
+    graph = capture(nn.ReLU(), torch.randn(2, 4))
+    x = next(iter(graph.net.graph.nodes)).name
+    batches = [(torch.tensor([[0.0, 1.0]]),)] * 150 + [(torch.tensor([[0.0, 2.0]]),)]
+    found = histograms(graph, {x: x}, batches)[x]
+    assert found.average == pytest.approx((0.0, 1.01))
+
+
+def test_tensors_of_one_range_are_averaged_together() -> None:
+    class Both(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x.relu(), -x.relu()], 1)
+
+    graph = capture(Both(), torch.randn(2, 4))
+    names = [node.name for node in graph.nodes() if node.name != "cat"]
+    found = histograms(
+        graph, dict.fromkeys(names, names[0]), [(torch.tensor([[1.0, -2.0]]),), (torch.tensor([[3.0, 0.0]]),)]
+    )
+    assert found[names[0]].average == pytest.approx((-2.0, 2.0))
+
+
+def test_divergence_by_hand() -> None:
+    # two levels over four bins that hold 1, 3 | 2, 2: the first level's 4 are spread as 2, 2
+    counts, centres = torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64), torch.tensor([0.5, 1.5, 2.5, 3.5])
+    by_hand = (1 * math.log(1 / 2) + 3 * math.log(3 / 2)) / 8
+    assert divergence(counts, centres, (0.0, 4.0), 2) == pytest.approx(by_hand)
+    # without the last two bins their 4 count in the end bin of P, not in Q
+    p, q = (1 / 8, 7 / 8), (1 / 4, 3 / 4)
+    assert divergence(counts, centres, (0.0, 2.0), 2) == pytest.approx(
+        sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    )
+    assert divergence(torch.zeros(4), centres, (0.0, 4.0), 2) == float("inf")
+
+
+@pytest.mark.parametrize(("power", "apart"), [(1.0, 0.1), (2.0, 0.25)])
+def test_entropy_finds_about_the_range_of_onnxruntime(power: float, apart: float) -> None:
+    calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    x = x.sign() * x.abs() ** power
+    most, bins = float(x.abs().max()), 2049
+    counts = torch.histc(x, bins, -most, most)
+    borders = np.linspace(-most, most, bins + 1)
+    collector = calibrate.HistogramCollector(
+        method="entropy", symmetric=True, num_bins=bins, num_quantized_bins=256, percentile=99.99, scenario="same"
+    )
+    histogram = (counts.numpy().astype(np.int64), borders, np.float64(-most), np.float64(most))
+    theirs = collector.get_entropy_threshold(histogram, 256)
+    low, high = least_divergence(counts, -most, most, 8)
+    assert -low == high
+    # their levels are of whole bins, with what is left over in the last one
+    assert high == pytest.approx(float(theirs[1]), rel=apart)
+    assert high < 0.97 * most
+
+
+def test_entropy_clips_the_tail_and_keeps_what_is_dense() -> None:
+    dense = torch.rand(200_000, generator=torch.Generator().manual_seed(0))
+    found = activation_range(histogram(torch.cat([dense, torch.tensor([0.0, 4.0])])), "entropy", 8)
+    assert found[0] == 0.0
+    assert 0.95 < found[1] < 1.3
+    # nothing is gained where everything is dense
+    assert activation_range(histogram(dense), "entropy", 8)[1] == pytest.approx(1.0, abs=0.05)

@@ -31,7 +31,6 @@ from trimtab.run.fusable import INTEGER
 
 _ATEN = torch.ops.aten
 _HIGHEST = 2**31 - 1
-_EIGHT_BITS = 255
 _SIX = 6.0
 _CLIPPED = frozenset({_ATEN.relu6.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default})
 _PASSING = INTEGER.shares | INTEGER.concats
@@ -138,7 +137,7 @@ def _integer_bias(
     kind = INTEGER.weighted[node.target]
     parts: tuple[Any, ...] = (*node.args, None)[:3]
     fake, weight, bias = parts[kind.source], weights.get(parts[kind.weight]), parts[kind.bias]
-    if fake not in steps or weight is None or bias is None or weight.group or fake.args[4] != _EIGHT_BITS:
+    if fake not in steps or weight is None or bias is None or weight.group:
         return  # no runtime multiplies these in integers with a scale known before
     name, tensors = str(bias.target), graph.tensors()
     if name not in tensors or len(bias.users) > 1:

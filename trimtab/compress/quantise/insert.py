@@ -97,7 +97,8 @@ def fake_quantised(
 
         ds = g sum(dy (round(x / s) - x / s in range, low - z or high - z outside)),  g = 1 / sqrt(n high)
 
-    where n values share the scale (of one sample, for activations).
+    where n values share the scale (of one sample, for activations). Values up to half a step beyond the last
+    level round to it, and count as in range here; in the paper they do not.
 
     Args:
         graph: evaluating; copied.
