@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.pipeline.networks import small
-from trimtab.compress.plan import apply_plan
+from trimtab.compress.plan import apply_plan, technique_of
 from trimtab.core.context import Context
+from trimtab.core.goal import Goal
 from trimtab.core.plan import Plan
 from trimtab.core.space import sample
 from trimtab.core.task import Task
@@ -17,7 +18,8 @@ from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.pipeline.allocate import total
-from trimtab.pipeline.space import Rest, Space, factors, shapes, space_of
+from trimtab.pipeline.space import STORED, Rest, Space, factors, shapes, space_of
+from trimtab.pipeline.survey import asks_for_size
 from trimtab.run.shapes import layers
 
 
@@ -62,3 +64,47 @@ def test_layers_by_hand(made: tuple[Graph, Context, Space]) -> None:
     assert found["layer2.0.conv1.weight"].macs == 9 * 16 * 32 * 16
     assert found["depthwise.weight"].macs == 9 * 32 * 16
     assert found["linear.weight"].macs == 128
+
+
+@pytest.mark.parametrize(
+    ("goal", "asks"),
+    [
+        (Goal(), False),
+        (Goal(at_most={"latency": 1e-3}), False),
+        (Goal(minimise="size"), True),
+        (Goal(at_most={"size": 1e5}), True),
+        (Goal(at_least={"size_ratio": 8.0}), True),
+    ],
+)
+def test_few_bits_are_surveyed_where_the_goal_asks_for_a_small_file_alone(goal: Goal, asks: bool) -> None:
+    assert asks_for_size(goal) is asks
+
+
+def test_few_bits_are_half_a_byte_and_as_fast_as_eight(made: tuple[Graph, Context, Space]) -> None:
+    graph, context, plain = made
+    space = space_of(graph, context, stored=STORED)
+    names = [axis.name for axis in space.axes if axis.name.startswith("Quantise:")]
+    assert names
+    assert all(axis.choices == ("fp32", "int8", "int4") for axis in space.axes if axis.name in names)
+    assert all("int4" not in axis.choices for axis in plain.axes)
+    seconds = {
+        (layer, p): {"latency": {"fp32": 3.0, "int8": 1.0}[p]} for layer in shapes(space) for p in ("fp32", "int8")
+    }
+    costs = factors(space, seconds, Rest())
+    whole = {axis.name: 0 for axis in space.axes}
+    weights = sum(layer.weights for layer in space.layers.values())
+    for choice, size, latency in ((0, 4.0, 3.0), (1, 1.0, 1.0), (2, 0.5, 1.0)):
+        point = whole | dict.fromkeys(names, choice)
+        assert total(costs, point, "size") == size * weights
+        assert total(costs, point, "latency") == latency * len(space.layers)
+
+
+def test_a_point_with_few_bits_is_one_step_that_names_their_layers(made: tuple[Graph, Context, Space]) -> None:
+    graph, context, _ = made
+    space = space_of(graph, context, stored=STORED)
+    point = {axis.name: 1 if axis.name.startswith("Quantise:") else 0 for axis in space.axes}
+    assert space.steps(point) == [{"technique": "Quantise"}]
+    mixed = point | {"Quantise:conv": 0, "Quantise:layer2.0.conv1": 2}
+    few = {"layer2.0.conv1": {"bits": 4}}
+    assert space.steps(mixed) == [{"technique": "Quantise", "skip": ["conv"], "layers": few, "calibration": "mse"}]
+    technique_of(space.steps(mixed)[0])

@@ -17,7 +17,7 @@ def choose(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A point of the front.", show_default=False)],
 ) -> int:
     """Make another point of the front the chosen one."""
-    _is_run(folder)
+    is_run(folder)
     from trimtab.pipeline.choose import choose as run
     from trimtab.report import write
 
@@ -38,7 +38,7 @@ def verify(
     json: Json = False,
 ) -> int:
     """Measure a run's network again, in a clean process."""
-    _is_run(folder)
+    is_run(folder)
     from trimtab.pipeline.load import load_task
     from trimtab.pipeline.verify import verify as run
 
@@ -57,14 +57,15 @@ def verify(
 
 def report(folder: Folder) -> int:
     """Write the page of a run again."""
-    _is_run(folder)
+    is_run(folder)
     from trimtab.report import write
 
     print(write(folder))
     return 0
 
 
-def _is_run(folder: Folder) -> None:
+def is_run(folder: Folder) -> None:
+    """FileError unless a run left this folder."""
     if not (folder / "report.json").is_file():
         got = "no such folder" if not folder.exists() else "no report.json in it"
         raise FileError("run", where=folder, got=got, do="Give the folder that `trimtab fit --out` wrote.")

@@ -30,12 +30,15 @@ from trimtab.pipeline.points import Point, best, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
 from trimtab.pipeline.record import Record, write_record
-from trimtab.pipeline.recover import recover
+from trimtab.pipeline.recover import Recovered, recover
+from trimtab.pipeline.repair import learnt_rounding, repaired
 from trimtab.pipeline.survey import Survey, survey
 from trimtab.search.front import front
 
 MIDDLE = 0.5
 """Share of the quantised original's cost at which the table is checked."""
+REPAIR = 0.3
+"""Share of what is left of a run that repairs may take where there is nothing to train on."""
 MEMORY = "device memory"
 """What binds where nothing was found that fits into the device."""
 
@@ -126,25 +129,48 @@ def _points(run: Run) -> list[Point]:
     run.stage("baseline")
     if original.validate is None or not prepared.context.calibrate:
         # Nothing could tell a good cut from a bad one.
-        return found
+        return [*found, *_repaired(run, found)]
     prepared = run.prepared
-    surveyed = survey(prepared, whole.plan, whole.clocked, whole.file)
+    surveyed = survey(prepared, run.goal, whole.plan, whole.clocked, whole.file)
     run.stage("sensitivity")
     plans = _plans(run, surveyed, original)
     run.stage("allocate")
     if prepared.context.train is None:
-        found += [p for p in (_tried(run, c.name, c.plan, original) for c in plans) if p is not None]
+        made = (_tried(run, c.name, learnt_rounding(c.plan), original) for c in plans)
+        found += [p for p in made if p is not None]
+        found += _repaired(run, found)
     else:
-        for name, plan, sentences in recover(prepared, plans, original, run.goal, run.failed):
-            made = _tried(run, name, plan, original)
-            if made is not None:
-                found.append(replace(made, dropped=(*made.dropped, *sentences)))
+        for each in recover(prepared, plans, original, run.goal, run.failed):
+            found += _kept(run, each, original)
     run.stage("train")
     return found
 
 
+def _kept(run: Run, each: Recovered, original: Point) -> list[Point]:
+    """What was recovered as a point with what did not pay; what repaired it goes into the notes."""
+    made = _tried(run, each.name, each.plan, original)
+    if made is None:
+        return []
+    run.notes += [f"{each.name}: {sentence}" for sentence in each.kept]
+    return [replace(made, dropped=(*made.dropped, *each.dropped))]
+
+
+def _repaired(run: Run, found: Sequence[Point]) -> list[Point]:
+    """The network that would be chosen, repaired without training where its quantisation costs too much."""
+    original = found[0]
+    chosen = _choose(found, run.goal, original.validate)
+    if not chosen.integer:
+        return []
+    seconds = REPAIR * max(run.prepared.context.seconds_left(), 0.0)
+    made = repaired(run.prepared, chosen.plan, run.goal, original, seconds)
+    if made.plan == chosen.plan:
+        run.notes += [f"{chosen.name}: {sentence}" for sentence in made.dropped]
+        return []
+    return _kept(run, Recovered(f"{chosen.name}-repaired", made.plan, made.dropped, made.kept), original)
+
+
 def _plans(run: Run, found: Survey, original: Point) -> tuple[Candidate, ...]:
-    """The plans to race: allocated once in the middle to see how far the table is off there, then for all budgets."""
+    """The plans to race: allocated first at the bounds, or in the middle, to see how far the table is off there."""
     prepared, minimise = run.prepared, run.goal.minimise
     baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
     bounds = bounds_of(run.goal, baseline)
@@ -155,13 +181,18 @@ def _plans(run: Run, found: Survey, original: Point) -> tuple[Candidate, ...]:
         return candidates(found.space, found.sites, found.factors, limits, minimise, progress, **more)
 
     def settle() -> dict[str, Any]:
-        off = correction(prepared, plans(bounds, MIDDLE)[0], original)
+        off: dict[str, float] = {}
+        # Where the goal bounds what is minimised, twice: the second time at about the plans that will be made.
+        for share in (1.0, 1.0) if minimise in bounds else (MIDDLE,):
+            first = plans({name: bound / off.get(name, 1.0) for name, bound in bounds.items()}, share)[0]
+            off = correction(prepared, first, original)
         return {"bounds": {name: bound / off.get(name, 1.0) for name, bound in bounds.items()}, "off": off}
 
     chosen = settled(prepared, f"bounds {minimise} {sorted(bounds)}", settle)
     off = ", ".join(f"{name} {100 * (value - 1):+.0f} %" for name, value in chosen["off"].items())
     source = prepared.device.source
-    run.notes.append(f"Against the table, a plan in the middle was {source} at {off}; plans were allocated with that.")
+    where = "at the bounds" if minimise in bounds else "in the middle"
+    run.notes.append(f"Against the table, a plan {where} was {source} at {off}; plans were allocated with that.")
     return _fitting(run, plans(chosen["bounds"]), original)
 
 

@@ -62,7 +62,7 @@ def correction(prepared: Prepared, candidate: Candidate, original: Point) -> dic
         candidate: its plan, without training, is built, exported and timed.
         original: the original, timed beside.
     """
-    timed, size = _sized(prepared, candidate.plan, original, 3.0)
+    timed, size = sized(prepared, candidate.plan, original, 3.0)
     found = {name: timed.metrics[name].value for name in ("latency", "energy") if name in timed.metrics}
     found["size"] = size
     return {name: value / candidate.predicted[name] for name, value in found.items() if candidate.predicted[name] > 0}
@@ -71,17 +71,17 @@ def correction(prepared: Prepared, candidate: Candidate, original: Point) -> dic
 def obstacle(prepared: Prepared, candidate: Candidate, original: Point) -> str | None:
     """Why a plan's network cannot run on the target, or None: asked where the original does not fit there."""
     try:
-        _sized(prepared, candidate.plan, replace(original, clocked=replace(original.clocked, lacks=None)), 0.5)
+        sized(prepared, candidate.plan, replace(original, clocked=replace(original.clocked, lacks=None)), 0.5)
     except NotRunnable as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def _timed(prepared: Prepared, plan: Plan, original: Point) -> Clocked:
-    return _sized(prepared, plan, original, 1.5)[0]
+    return sized(prepared, plan, original, 1.5)[0]
 
 
-def _sized(prepared: Prepared, plan: Plan, original: Point, seconds: float) -> tuple[Clocked, float]:
+def sized(prepared: Prepared, plan: Plan, original: Point, seconds: float) -> tuple[Clocked, float]:
     """What a plan's network costs without training, and its bytes.
 
     Where the original does not fit into the device, the network may not either, and is modelled as its own reference.

@@ -26,7 +26,8 @@ from trimtab.graph.save import load
 from trimtab.pipeline.deploy import example_inputs, write_point
 from trimtab.pipeline.prepare import Prepared, prepare
 from trimtab.pipeline.race import training
-from trimtab.pipeline.space import Space, space_of
+from trimtab.pipeline.space import STORED, Space, space_of
+from trimtab.pipeline.survey import asks_for_size
 from trimtab.run.device import MODEL
 from trimtab.train.loop import steps_for
 
@@ -49,8 +50,9 @@ def preflight(task: Task, target: Target, goal: Goal, *, seed: int = 0, progress
     prepared = _checked(checks, "prepare", lambda: prepare(task, target, goal, seed, None, progress))
     if prepared is None:
         raise checks[0]["raised"]
+    stored = STORED if asks_for_size(goal) else ()
     space = _checked(
-        checks, "find sites", lambda: space_of(prepared.graph, prepared.context, prepared.device.precisions)
+        checks, "find sites", lambda: space_of(prepared.graph, prepared.context, prepared.device.precisions, stored)
     )
     steps = 0
     if task.train is not None:

@@ -36,7 +36,7 @@ class Runner:
         candidate: what it came from.
         plan: its steps with the training so far.
         steps: training steps so far.
-        score: on the validation data, in floating point.
+        score: on the validation data, in floating point, or on few bits where the candidate has them.
         drop: how much worse than the original, in the score's unit.
     """
 
@@ -78,6 +78,16 @@ def structural(plan: Plan) -> Plan:
     return Plan(tuple(s for s in plan.steps if s["technique"] in ("RemoveBlocks", "Prune")))
 
 
+def quantising(plan: Plan) -> list[dict[str, Any]]:
+    """The steps of a plan that quantise."""
+    return [dict(s) for s in plan.steps if s["technique"] == "Quantise"]
+
+
+def coarse(plan: Plan) -> bool:
+    """Whether a plan keeps weights of some layers in fewer than 8 bits."""
+    return any(step.get("layers") for step in quantising(plan))
+
+
 def extend(plan: Plan, *steps: dict[str, Any]) -> Plan:
     """A plan with more steps at its end."""
     return Plan((*plan.steps, *steps), plan.model)
@@ -101,7 +111,9 @@ def rung(
             distil = training(graph, prepared.context, 1, brief=True)
             steps = steps_in(prepared, graph, distil, seconds, f"{name} {candidate.name}")
             plan = extend(before, step_of(replace(distil, steps=steps)))
-            found = scored(prepared, apply_plan(prepared.graph, plan, prepared.context))
+            # few bits cost as cuts do: a race without them would find them free
+            raced = extend(plan, *quantising(candidate.plan)) if coarse(candidate.plan) else plan
+            found = scored(prepared, apply_plan(prepared.graph, raced, prepared.context))
         except RuntimeError as error:  # one network that breaks in training must not end the run
             failed.append(Trial(candidate.name, before, error=f"{type(error).__name__}: {error}", stage=f"race {name}"))
             continue

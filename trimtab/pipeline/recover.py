@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trimtab.compress.plan import apply_plan, step_of
+from trimtab.compress.plan import apply_plan, step_of, technique_of
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.goal import Goal
 from trimtab.core.metric import Metric
@@ -19,24 +20,27 @@ from trimtab.pipeline.prepare import Prepared, scored, settled
 from trimtab.pipeline.race import (
     EXPONENT,
     Runner,
+    coarse,
     drop,
     exponent,
     extend,
     predict,
+    quantising,
     rung,
     steps_in,
     structural,
     training,
     winner,
 )
+from trimtab.pipeline.repair import noticed, repaired
 from trimtab.pipeline.space import COSTS
 
 PROOF = 0.10
 """Share of what is left of the run that is kept for proof, 60 s at least."""
 APART = 0.95
 """A candidate enters if it is predicted to cost at most this share of the one before it."""
-NOTICED = 0.1
-"""Quantisation that costs more than this share of the allowed drop is trained for."""
+FEW = 0.3
+"""Share of quantisation-aware training where weights have fewer than 8 bits: they learn longer."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,27 @@ BOUNDED = Shares(entries=2, first=0.08, second=0.0)
 """The goal bounds what is minimised: the mildest plan within the bound, and one beyond it."""
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """A network that should become a point.
+
+    Args:
+        name: of the candidate that it came from.
+        plan: with its training.
+        dropped: a sentence for each step that did not pay.
+        kept: a sentence for each repair of its quantisation that did.
+    """
+
+    name: str
+    plan: Plan
+    dropped: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
 def recover(
     prepared: Prepared, plans: Sequence[Candidate], original: Point, goal: Goal, failed: list[Trial]
-) -> Iterator[tuple[str, Plan, tuple[str, ...]]]:
-    """Train the candidates; gives `(name, plan, what did not pay)` of each that should become a point.
+) -> Iterator[Recovered]:
+    """Train the candidates; gives each that should become a point.
 
     The plans' last step quantises, as the candidate says. Trainings are stored when they are done,
     and step counts before they are used: a run that is started again goes on, with the same result.
@@ -84,17 +105,17 @@ def recover(
     best = winner(runners, drops, goal.max_drop, cost)
     for runner in runners:
         if runner.candidate.name != best.candidate.name:
-            yield runner.candidate.name, extend(runner.plan, *_quantise(runner.candidate.plan)), ()
+            yield Recovered(runner.candidate.name, extend(runner.plan, *quantising(runner.candidate.plan)))
     sentences: tuple[str, ...] = ()
     if cost == "latency":
         kept, sentences = _paying(prepared, best.candidate.plan, original)
         if sentences:  # the cut is undone: its training so far is for another network
             best = replace(best, plan=structural(kept))
-    aware = shares.aware * seconds if _costs(prepared, best, goal) else 0.0
+    aware = (FEW if coarse(best.candidate.plan) else shares.aware) * seconds if _costs(prepared, best, goal) else 0.0
     left = float(settled(prepared, "left", lambda: max(_for_training(prepared) - aware, 0.5 * share)))
     trained = _train(prepared, best, left)
-    made, sentence = _quantised(prepared, trained, best.candidate.plan, aware)
-    yield best.candidate.name, made, (*sentences, *sentence)
+    made = _quantised(prepared, replace(best, plan=trained), goal, original, aware)
+    yield replace(made, dropped=(*sentences, *made.dropped))
 
 
 def _had(runner: Runner, shares: Shares, seconds: float, entries: int) -> float:
@@ -126,7 +147,7 @@ def _race(
 
 def _costs(prepared: Prepared, runner: Runner, goal: Goal) -> bool:
     """Whether quantising costs enough of the allowed drop to be worth training for; settled on the raced network."""
-    quantise = _quantise(runner.candidate.plan)
+    quantise = quantising(runner.candidate.plan)
     if not quantise:
         return False
 
@@ -137,7 +158,7 @@ def _costs(prepared: Prepared, runner: Runner, goal: Goal) -> bool:
         )
         return drop(plain, integer) if plain is not None and integer is not None else 0.0
 
-    return bool(settled(prepared, "quantising costs", lost) > NOTICED * (goal.max_drop or 0.0))
+    return noticed(settled(prepared, "quantising costs", lost), goal)
 
 
 def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tuple[str, ...]]:
@@ -150,10 +171,11 @@ def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tupl
 
 
 def _entries(plans: Sequence[Candidate], most: int, cost: str) -> list[Candidate]:
-    """Plans with a cut, at most so many: from the mildest where that is what the bounds ask for, else from the next."""
+    """Plans with a cut or few bits, at most so many: from the mildest where bounds ask for that, else from the next."""
     cut: list[Candidate] = []
     for plan in plans:
-        if structural(plan.plan).steps and (not cut or plan.predicted[cost] < APART * cut[-1].predicted[cost]):
+        changed = structural(plan.plan).steps or coarse(plan.plan)
+        if changed and (not cut or plan.predicted[cost] < APART * cut[-1].predicted[cost]):
             cut.append(plan)
     start = 1 if most == OPEN.entries and len(cut) > most else 0
     return cut[start : start + most]
@@ -172,28 +194,38 @@ def _train(prepared: Prepared, runner: Runner, seconds: float) -> Plan:
     return extend(runner.plan, step_of(replace(distil, steps=steps, seed=prepared.context.seed + 1)))
 
 
-def _quantise(plan: Plan) -> list[dict[str, Any]]:
-    return [dict(s) for s in plan.steps if s["technique"] == "Quantise"]
-
-
-def _quantised(prepared: Prepared, trained: Plan, planned: Plan, seconds: float) -> tuple[Plan, tuple[str, ...]]:
-    """The trained plan quantised: with training, where there is time for it and it scores better."""
-    quantise = _quantise(planned)
-    after = extend(trained, *quantise)
+def _quantised(prepared: Prepared, trained: Runner, goal: Goal, original: Point, seconds: float) -> Recovered:
+    """A trained plan quantised: repaired where that costs too much, and trained for where it still does."""
+    quantise, name = quantising(trained.candidate.plan), trained.candidate.name
+    after = Recovered(name, extend(trained.plan, *quantise))
     if not quantise or seconds <= 0:
-        return after, ()
-    graph = apply_plan(prepared.graph, trained, prepared.context)
-    fake = Quantise(skip=tuple(quantise[0].get("skip", ()))).prepare(graph, prepared.context)
-    distil = training(fake, prepared.context, 1)
-    distil = replace(distil, lr=distil.lr / 10, seed=prepared.context.seed + 2, precision="fp32")
-    steps = steps_in(prepared, fake, distil, seconds, "quantisation-aware")
-    settings = {k: v for k, v in step_of(replace(distil, steps=steps)).items() if k != "technique"}
-    aware = extend(trained, {**quantise[0], "train": settings})
-    plain = scored(prepared, apply_plan(prepared.graph, after, prepared.context))
-    learnt = scored(prepared, apply_plan(prepared.graph, aware, prepared.context))
+        return after
+    start = time.monotonic()
+    better = repaired(prepared, after.plan, goal, original, seconds / 2)
+    after = replace(after, plan=better.plan, dropped=better.dropped, kept=better.kept)
+    if not noticed(better.lost, goal):
+        return after
+    aware = _aware(prepared, trained.plan, quantise[0], max(seconds - (time.monotonic() - start), seconds / 2))
+    plain, learnt = (scored(prepared, apply_plan(prepared.graph, p, prepared.context)) for p in (after.plan, aware))
     if plain is None or learnt is None:
-        return after, ()
+        return after
     gained = drop(learnt, plain)
     if gained > 0:
-        return aware, ()
-    return after, (f"Quantisation-aware training of {steps} steps did not raise the score ({gained:+.4f}): dropped.",)
+        return Recovered(name, aware)
+    steps = aware.steps[-1]["train"]["steps"]
+    told = f"Quantisation-aware training of {steps} steps did not raise the score ({gained:+.4f}): dropped."
+    return replace(after, dropped=(*after.dropped, told))
+
+
+def _aware(prepared: Prepared, trained: Plan, quantise: dict[str, Any], seconds: float) -> Plan:
+    """The trained plan with quantisation that trains for so long: few bits at a higher rate, for they have farther."""
+    graph = apply_plan(prepared.graph, trained, prepared.context)
+    technique = technique_of({**quantise, "train": {"steps": 1}})
+    assert isinstance(technique, Quantise)
+    fake = technique.prepare(graph, prepared.context)
+    distil = training(fake, prepared.context, 1)
+    rate = distil.lr / (2 if quantise.get("layers") else 10)
+    distil = replace(distil, lr=rate, seed=prepared.context.seed + 2, precision="fp32")
+    steps = steps_in(prepared, fake, distil, seconds, "quantisation-aware")
+    settings = {k: v for k, v in step_of(replace(distil, steps=steps)).items() if k != "technique"}
+    return extend(trained, {**quantise, "train": settings})

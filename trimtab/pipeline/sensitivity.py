@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from trimtab.compress.quantise.ranges import weight_scales
 from trimtab.core.context import Context
 from trimtab.core.space import Axis
 from trimtab.core.store import digest
@@ -20,7 +21,7 @@ from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.graph.surgery import cut
 from trimtab.pipeline.allocate import Factor, Site
-from trimtab.pipeline.space import Space
+from trimtab.pipeline.space import BITS, Space
 from trimtab.train.distil import distillation_loss
 from trimtab.train.recipe import Distillation
 
@@ -30,7 +31,7 @@ _SETTINGS = Distillation(temperature=1.0)
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     """Inputs and the original's outputs on them; `live` with batch norms that use the statistics of the batch."""
 
     inputs: tuple[tuple[Tensor, ...], ...]
@@ -51,7 +52,7 @@ def sensitivities(space: Space, graph: Graph, context: Context, key: str) -> lis
         context: its `calibrate` batches are used, nothing else.
         key: the hash of the original and of the data.
     """
-    reference = _reference(graph, context)
+    reference = reference_of(graph, context)
     sites = []
     for k, axis in enumerate(space.axes):
         context.progress("sensitivity", k, len(space.axes))
@@ -84,7 +85,8 @@ def refunds(space: Space, sites: Sequence[Site]) -> tuple[list[Site], list[Facto
     return plain, factors
 
 
-def _reference(graph: Graph, context: Context) -> _Reference:
+def reference_of(graph: Graph, context: Context, live: bool = True) -> Reference:
+    """Up to `SAMPLES` calibration samples with the original's outputs on them; without `live`, those once."""
     names = [s.name for s in graph.inputs]
     inputs, count = [], 0
     for batch in context.calibrate:
@@ -96,8 +98,10 @@ def _reference(graph: Graph, context: Context) -> _Reference:
     original = set_mode(graph.copy(), False)
     with torch.no_grad():
         outputs = tuple(original(*flat) for flat in inputs)
-        live = _with_batch_statistics(original)
-        return _Reference(tuple(inputs), outputs, tuple(live(*flat) for flat in inputs))
+        if not live:
+            return Reference(tuple(inputs), outputs, outputs)
+        moving = _with_batch_statistics(original)
+        return Reference(tuple(inputs), outputs, tuple(moving(*flat) for flat in inputs))
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
@@ -105,15 +109,16 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _loss(space: Space, graph: Graph, axis: Axis, choice: Any, reference: _Reference, context: Context) -> float:
+def _loss(space: Space, graph: Graph, axis: Axis, choice: Any, reference: Reference, context: Context) -> float:
     kind, _, name = axis.name.partition(":")
     if kind == "Quantise":
-        return _divergence(_rounded(set_mode(graph.copy(), False), f"{name}.weight"), reference, reference.outputs)
+        run = rounded(set_mode(graph.copy(), False), f"{name}.weight", BITS[choice])
+        return divergence(run, reference, reference.outputs)
     if kind == "RemoveBlocks":
         changed = remove(graph, [name])
     else:
         changed = cut(graph, {name: sorted(space.order[name][:choice])})
-    return _divergence(_with_batch_statistics(set_mode(changed, False)), reference, reference.live)
+    return divergence(_with_batch_statistics(set_mode(changed, False)), reference, reference.live)
 
 
 def _with_batch_statistics(graph: Graph) -> Graph:
@@ -124,7 +129,8 @@ def _with_batch_statistics(graph: Graph) -> Graph:
     return graph
 
 
-def _divergence(run: Any, reference: _Reference, expected: tuple[Any, ...]) -> float:
+def divergence(run: Any, reference: Reference, expected: tuple[Any, ...]) -> float:
+    """The mean distillation loss at temperature 1 of what `run` gives on the inputs, to the expected outputs."""
     total, count = 0.0, 0
     with torch.no_grad():
         for inputs, outputs in zip(reference.inputs, expected, strict=True):
@@ -134,27 +140,49 @@ def _divergence(run: Any, reference: _Reference, expected: tuple[Any, ...]) -> f
     return total / max(count, 1)
 
 
-def _rounded(graph: Graph, weight: str) -> Any:
-    """The graph as a function, with one layer's weight and input rounded to 8 bits by their range."""
+def rounded_weight(weight: Tensor, bits: int) -> Tensor:
+    """A weight on the levels of so many bits, a scale for each output channel: what `Quantise` gives a layer.
+
+    Fewer than 8 bits clip where that lowers the squared error, as their steps in a plan ask for.
+    """
+    scale = weight_scales(weight, bits, 0, "minmax" if bits >= 8 else "mse")
+    step, top = scale.reshape(-1, *[1] * (weight.ndim - 1)), 2 ** (bits - 1) - 1
+    levels: Tensor = (weight.detach() / step).round().clamp(-top, top)
+    return levels * step
+
+
+def rounded(graph: Graph, weight: str, bits: int = 8, activation: bool = True) -> Any:
+    """The graph as a function, with one layer's weight rounded to `bits`, and its input to 8 bits by its range.
+
+    Args:
+        graph: evaluating; its batch norms may follow: they change a channel's scale, and not its levels.
+        weight: the name of the layer's weight.
+        bits: of the weight.
+        activation: round the layer's input too.
+    """
     chosen = {
         n for n in graph.nodes() if len(n.args) > 1 and isinstance(n.args[1], Node) and n.args[1].target == weight
     }
+    coarse = rounded_weight(graph.tensors()[weight], bits)
 
     class OneLayer(Interpreter):
         def run_node(self, n: Node) -> Any:
             if n not in chosen:
                 return super().run_node(n)
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            x, w, *rest = args
-            low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-            scale = ((high - low) / 255).clamp(min=1e-12)
-            zero = torch.round(-low / scale)
-            x = ((x / scale + zero).round().clamp(0, 255) - zero) * scale
-            step = (w.flatten(1).abs().amax(1) / 127).clamp(min=1e-12).reshape(-1, *[1] * (w.ndim - 1))
-            return n.target(x, (w / step).round() * step, *rest, **kwargs)  # type: ignore[operator]
+            x, _, *rest = args
+            return n.target(_byte(x) if activation else x, coarse, *rest, **kwargs)  # type: ignore[operator]
 
     def run(*inputs: Tensor) -> Any:
         values = OneLayer(graph.net).run(*inputs)
         return values[0] if graph.bare else dict(zip(graph.outputs, values, strict=True))
 
     return run
+
+
+def _byte(x: Tensor) -> Tensor:
+    """A tensor on the 256 levels of its range."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    zero = torch.round(-low / scale)
+    return ((x / scale + zero).round().clamp(0, 255) - zero) * scale

@@ -27,6 +27,11 @@ from trimtab.run.shapes import layers
 SHARES = (0.75, 0.5, 0.25)
 """Of a width, to choose from."""
 
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+"""Bits of a weight on disk at each integer precision of an axis; those below 8 are computed as int8."""
+STORED = ("int4",)
+"""Precisions of weights on disk alone, offered where the goal asks for a small file. Two bits were not found to pay."""
+
 COSTS = ("latency", "energy", "size", "macs")
 COMBINATIONS = 3000
 """A layer between more combinations of widths than this is costed at the full width of the others."""
@@ -38,7 +43,7 @@ class Space:
 
     Axes are those that the techniques find, `Prune:<group>`, `RemoveBlocks:<block>` and
     `Quantise:<layer>`, with the network as it is for their first choice: units kept of a group,
-    whether a block is removed, and `fp32` or `int8` for a layer.
+    whether a block is removed, and `fp32`, `int8` or a precision of `STORED` for a layer.
 
     Args:
         axes: one for each group that can be cut, removable block, and quantisable layer.
@@ -73,10 +78,12 @@ class Space:
             steps.append({"technique": "RemoveBlocks", "blocks": removed})
         if keep:
             steps.append({"technique": "Prune", "keep": keep})
-        left = {layer_of(w): chosen.get(f"Quantise:{layer_of(w)}") for w in self.layers if w not in gone}
-        if any(p == "int8" for p in left.values()):
+        left = {layer_of(w): str(chosen.get(f"Quantise:{layer_of(w)}")) for w in self.layers if w not in gone}
+        if any(p in BITS for p in left.values()):
             skip = sorted(name for name, p in left.items() if p == "fp32")
-            steps.append({"technique": "Quantise", **({"skip": skip} if skip else {})})
+            few = {name: {"bits": BITS[p]} for name, p in sorted(left.items()) if BITS.get(p, 8) < 8}
+            low = {"layers": few, "calibration": "mse"} if few else {}
+            steps.append({"technique": "Quantise", **({"skip": skip} if skip else {}), **low})
         return steps
 
     def plan(self, point: Assignment) -> Plan:
@@ -84,13 +91,16 @@ class Space:
         return Plan(tuple(self.steps(point)))
 
 
-def space_of(graph: Graph, context: Context, precisions: Sequence[str] = ("fp32", "int8")) -> Space:
+def space_of(
+    graph: Graph, context: Context, precisions: Sequence[str] = ("fp32", "int8"), stored: Sequence[str] = ()
+) -> Space:
     """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, a few widths of each.
 
     Args:
         graph: the captured original.
         context: of the run.
         precisions: that the device computes in, the network's own first.
+        stored: further precisions of weights on disk, some of `STORED`, where the file's size counts.
     """
     known = {g.name: g for g in groups(graph, context.task.keep)}
     found = {b.name: b for b in blocks(graph)}
@@ -102,7 +112,7 @@ def space_of(graph: Graph, context: Context, precisions: Sequence[str] = ("fp32"
     timed = layers(graph)
     if context.target.precision == "int8":
         axes += [
-            Axis(a.name, tuple(precisions))
+            Axis(a.name, (*precisions, *stored))
             for a in Quantise().sites(graph, context)
             if f"{a.name.partition(':')[2]}.weight" in timed
         ]
@@ -165,9 +175,9 @@ def factors(space: Space, table: Mapping[tuple[Layer, str], Mapping[str, float]]
             chosen = {s: c[i] for s, c, i in zip(sites, counts, index, strict=True)}
             layer, precision = _at(space, weight, chosen)
             if layer is not None:
-                for name, value in table[layer, precision].items():
+                for name, value in table[layer, computed(precision)].items():
                     costs[name][index] = rest.scale.get(name, 1.0) * value
-                costs["size"][index] = layer.weights * (1 if precision == "int8" else 4) + rest.layer_bytes
+                costs["size"][index] = layer.weights * BITS.get(precision, 32) / 8 + rest.layer_bytes
                 costs["macs"][index] = layer.macs
         found.append(Factor(tuple(sites), costs))
     anchor = space.axes[0].name if space.axes else None
@@ -187,6 +197,11 @@ def shapes(space: Space) -> set[Layer]:
             if layer is not None:
                 found.add(layer)
     return found
+
+
+def computed(precision: str) -> str:
+    """What a layer computes in whose weight is kept at a precision: few bits on disk are int8 once loaded."""
+    return "int8" if precision in BITS else precision
 
 
 def layer_of(weight: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.core.goal import Goal
 from trimtab.core.plan import Plan
 from trimtab.hardware.layer import Layer
 from trimtab.pipeline.allocate import Factor, Site
@@ -14,9 +15,10 @@ from trimtab.pipeline.devices import held_to
 from trimtab.pipeline.points import is_integer
 from trimtab.pipeline.prepare import Prepared, settled
 from trimtab.pipeline.sensitivity import refunds, sensitivities
-from trimtab.pipeline.space import Rest, Space, factors, shapes, space_of
+from trimtab.pipeline.space import STORED, Rest, Space, factors, shapes, space_of
 from trimtab.pipeline.table import measure
 from trimtab.run.device import Clocked
+from trimtab.run.runtime import onnx_files
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,24 @@ class Survey:
     error: float
 
 
-def survey(prepared: Prepared, whole: Plan, clocked: Clocked, file: Path) -> Survey:
+def asks_for_size(goal: Goal) -> bool:
+    """Whether a goal bounds or minimises the size of the file: only then are few bits on disk worth a survey."""
+    return "size" in (goal.minimise, *goal.at_most) or "size_ratio" in goal.at_least
+
+
+def survey(prepared: Prepared, goal: Goal, whole: Plan, clocked: Clocked, file: Path) -> Survey:
     """Measure the latency table and the sensitivities of a network.
 
     Args:
         prepared: the task.
+        goal: of the run.
         whole: the plan of the network in its full size at the target's precision.
         clocked: that network's measured latency.
         file: that network's file.
     """
     context = prepared.context
-    space = space_of(prepared.graph, context, prepared.device.precisions)
+    stored = STORED if packed(prepared, file) and asks_for_size(goal) else ()
+    space = space_of(prepared.graph, context, prepared.device.precisions, stored)
     found = shapes(space)
     # What the clock says is settled here: a resumed run works with the table of its first start.
     said = settled(prepared, "whole", lambda: {"in": clocked.runtime, **_values(clocked)})
@@ -66,6 +75,11 @@ def survey(prepared: Prepared, whole: Plan, clocked: Clocked, file: Path) -> Sur
     sites, moot = refunds(space, sensitivities(space, prepared.graph, context, prepared.key))
     costs = factors(space, table, rest)
     return Survey(space, tuple(sites), tuple(costs + moot), said["in"], sums["latency"] / said["latency"] - 1)
+
+
+def packed(prepared: Prepared, file: Path) -> bool:
+    """Whether the device reads the ONNX file itself, in which weights of few bits are packed."""
+    return prepared.device.artifact(file) == onnx_files(file)
 
 
 def _values(clocked: Clocked) -> dict[str, float]:

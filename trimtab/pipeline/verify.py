@@ -77,9 +77,9 @@ def verify(
     Raises:
         FileError: there is no run, or a file is damaged.
     """
-    report = _report(folder)
+    report = read_report(folder)
     reported = _metrics(report)
-    target = _target(report["target"], target)
+    target = target_of(report["target"], target)
     file = folder / MODEL
     runtime = str(report.get("runtime", "onnxruntime"))
     graph = load(folder)
@@ -113,20 +113,21 @@ def verify(
     return Verification(tuple(rows))
 
 
-def _target(reported: Mapping[str, Any], given: Target | None) -> Target:
+def target_of(reported: Mapping[str, Any], given: Target | None) -> Target:
     """The target of a report, which may come from a stranger who would like a token to be sent to him."""
     target = Target(**{k: v for k, v in reported.items() if k in Target.__dataclass_fields__})
     if str(target.device).startswith(("http://", "https://")) and (given is None or given.device != target.device):
         do = "Give that address as the target, if you trust it with your token."
-        raise InputError("verify: the report is of a machine at an address", got=repr(target.device), do=do)
+        raise InputError("run: the report is of a machine at an address", got=repr(target.device), do=do)
     return target
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a run's folder, as far as it is needed to measure again."""
     report = read_json(folder / "report.json")
     wanted = ("target", "seed", "points", "chosen")
     if not isinstance(report, dict) or any(k not in report for k in wanted) or not isinstance(report["target"], dict):
-        raise FileError("verify: report.json is not a report", where=folder, expected=f"fields {', '.join(wanted)}")
+        raise FileError("run: report.json is not a report", where=folder, expected=f"fields {', '.join(wanted)}")
     return report
 
 

@@ -45,14 +45,19 @@ def write(folder: Path | str) -> Path:
 def page(report: Report) -> str:
     """The whole page; every text of the report is escaped."""
     parts = [made for section in SECTIONS if (made := section(report)) is not None]
+    foot = element("footer", f"Made by trimtab {report.version}, seed {report.seed}.")
+    return document(report.task, sections.head(report), *parts, foot)
+
+
+def document(title: str, *parts: object) -> str:
+    """A page of parts, in the look of a run's report; texts among them are escaped."""
     top = element(
         "head",
         raw('<meta charset="utf-8">'),
         raw('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         raw(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        element("title", f"{report.task} – trimtab"),
+        element("title", f"{title} – trimtab"),
         element("style", raw(CSS)),
     )
-    foot = element("footer", f"Made by trimtab {report.version}, seed {report.seed}.")
-    body = element("body", element("main", sections.head(report), *parts, foot))
+    body = element("body", element("main", *parts))
     return f"<!doctype html>\n{element('html', top, body, lang='en')}\n"

@@ -63,6 +63,7 @@ svg .bound { stroke: var(--warn); stroke-dasharray: 5 4; } svg .boundname { fill
   paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg .frontline { fill: none; stroke: var(--accent); stroke-opacity: .35; stroke-width: 1.5; }
 svg g:hover .point { stroke-width: 2.5; }
+svg .alone { fill: var(--accent); } svg .rest { fill: var(--before); } svg .inside { fill: var(--wash); }
 .stages { display: flex; height: 26px; border-radius: 6px; overflow: hidden; gap: 2px; }
 .stages i { background: var(--accent); min-width: 2px; flex: var(--share) 1 0; opacity: var(--tone); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-top: 10px; font-size: 13.5px; color: var(--soft); }
