@@ -95,7 +95,8 @@ def mixed_bits(prepared: Prepared, folder: Path, options: argparse.Namespace) ->
     from trimtab.pipeline.mixed import mixed
 
     layers = mixed(prepared.graph, prepared.context, (2, 4, 8), 4.0)
-    uniform = Quantise(weight=FOUR, rounding="adaround")
+    # the costs that bits are chosen by are of ranges with the least squared error: both sides have them
+    uniform = Quantise(weight=FOUR, calibration="mse", rounding="adaround")
     return [
         exported(prepared, uniform, folder / "uniform.onnx", BOTH[:1], "uniform 4"),
         exported(prepared, replace(uniform, layers=layers), folder / "mixed.onnx", BOTH[:1], "mixed 2/4/8"),
