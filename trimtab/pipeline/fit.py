@@ -24,7 +24,7 @@ from trimtab.pipeline.candidates import Candidate, bounds_of, candidates
 from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.devices import machine_of
 from trimtab.pipeline.folder import adopt, claim, write_study
-from trimtab.pipeline.layers import layer_rows
+from trimtab.pipeline.layers import layer_rows, stored_only
 from trimtab.pipeline.pays import correction, faster, obstacle
 from trimtab.pipeline.points import Point, best, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
@@ -292,7 +292,8 @@ def _write(
     won = next(t for t in trials if t.name == winner.name)
     made, clocked = load(run.folder / "front" / winner.name), proofs[winner.name].clocked
     batch = batch_facts(prepared, run.goal, winner)
-    told = (*clocked.notes, *([batch["told"]] if batch else []))
+    layers = layer_rows(prepared.graph, made)
+    told = (*clocked.notes, *([batch["told"]] if batch else []), *filter(None, [stored_only(layers)]))
     record = Record(
         task=prepared.context.task.name,
         target=prepared.context.target,
@@ -305,7 +306,7 @@ def _write(
         trials=[*trials, *run.failed],
         binding=MEMORY if clocked.lacks else run.goal.binding(won.metrics, against.value if against else None),
         notes=tuple(dict.fromkeys((*prepared.notes, *made.notes, *run.notes, *told))),
-        layers=layer_rows(prepared.graph, made),
+        layers=layers,
         timeline=run.timeline,
         batch=batch,
         there=settled(prepared, f"machine {prepared.device.name}", lambda: machine_of(prepared.device)),

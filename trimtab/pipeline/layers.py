@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from trimtab.graph.model import Graph
+
+FEW = ("binary", *(f"int{bits}" for bits in range(2, 8)))
+"""Precisions of weights that no runtime here has a kernel for."""
 
 
 def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
@@ -33,13 +35,29 @@ def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
     return rows
 
 
+def stored_only(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the user should know of weights that have few bits on disk and are computed with as int8; None without."""
+    few = [row for row in rows if row["precision"] in FEW]
+    if not few:
+        return None
+    kinds = ", ".join(sorted({str(row["precision"]) for row in few}))
+    return (
+        f"{len(few)} of {len(rows)} layers keep their weights in few bits on disk ({kinds}), which are decoded as the "
+        "file is loaded: smaller, not faster than int8."
+    )
+
+
 def _integers(graph: Graph) -> Iterator[tuple[str, str]]:
     """For each weight that is dequantised, the integers that its levels are: `int4` for -7 to 7."""
+    tensors = graph.tensors()
     for node in graph.nodes():
-        source = node.args[0] if node.args else None
-        kinds = [i for i, arg in enumerate(node.args) if isinstance(arg, torch.dtype)]
+        args: tuple[Any, ...] = node.args
+        kinds = [i for i, arg in enumerate(args) if isinstance(arg, torch.dtype)]
         if not str(node.target).startswith("quantized_decomposed.dequantize_per_") or not kinds:
             continue
-        if isinstance(source, Node) and source.op == "get_attr":
-            low, high = node.args[kinds[0] - 2 : kinds[0]]
-            yield str(source.target), f"int{max(high, -low - 1).bit_length() + 1}"  # type: ignore[union-attr, type-var, operator]
+        if args[0].op == "get_attr":
+            low, high = args[kinds[0] - 2 : kinds[0]]
+            blocks = " by group" if "group" in str(node.target) else ""
+            kind = f"int{max(high, -low - 1).bit_length() + 1}{blocks}"
+            binary = (low, high) == (-1, 1) and bool((tensors[str(args[0].target)] != 0).all())
+            yield str(args[0].target), "binary" if binary else kind

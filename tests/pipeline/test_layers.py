@@ -1,0 +1,31 @@
+"""What became of each layer: its shape, the integers that its weights are, and what is said of few bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from trimtab.compress.quantise.technique import Quantise
+from trimtab.core.context import Context
+from trimtab.core.task import Task
+from trimtab.graph.capture import capture
+from trimtab.graph.modes import set_mode
+from trimtab.pipeline.layers import layer_rows, stored_only
+
+
+def test_each_layer_says_what_its_weights_are() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(*(nn.Linear(64, 64) for _ in range(5)), nn.Linear(64, 64, bias=False)).eval()
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    graph = set_mode(capture(network, x[:2]), False)
+    layers = {"1": {"bits": 4}, "2": {"kind": "binary"}, "3": {"kind": "ternary"}, "4": {"bits": 4, "group": 32}}
+    made = Quantise(layers=layers, skip=("5",)).apply(graph, Context(Task(network, x[:2]), calibrate=(x,)))
+    rows = layer_rows(graph, made)
+    kinds = ["int8", "int4", "binary", "int2", "int4 by group", "float32"]
+    assert [(row["name"], row["precision"]) for row in rows] == list(zip("012345", kinds, strict=True))
+    told = stored_only(rows)
+    assert told is not None
+    assert told.startswith("3 of 6 layers keep their weights in few bits on disk (binary, int2, int4)")
+    assert "smaller, not faster" in told
+    assert stored_only(rows[:1] + rows[4:]) is None
