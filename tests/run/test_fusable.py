@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from trimtab.run import QUICK, runtimes
-from trimtab.run.fusable import INTEGER, SUPPORT, IntegerType
+from trimtab.run.fusable import ETHOS_U, EXECUTORCH, INTEGER, SUPPORT, IntegerType
 
 
 def test_ranges_by_hand() -> None:
@@ -27,3 +28,12 @@ def test_what_both_do_each_does(name: str) -> None:
 
 def test_every_runtime_has_its_data() -> None:
     assert {r.name for r in runtimes()} <= SUPPORT.keys()
+
+
+def test_where_input_weight_and_bias_stand() -> None:
+    aten = torch.ops.aten
+    found = {op: (kind.source, kind.weight, kind.bias, kind.axis) for op, kind in INTEGER.weighted.items()}
+    assert found[aten.linear.default] == found[aten.conv2d.default] == (0, 1, 2, 0)
+    assert found[aten.addmm.default] == (1, 2, 0, 1)  # bias + input @ weight
+    assert aten.addmm.default not in EXECUTORCH.weighted
+    assert aten.addmm.default not in ETHOS_U.weighted
