@@ -1,6 +1,7 @@
 """Quantisation of ResNet-56 and ResNet-20 on CIFAR-10 to every number of bits, beside what other tools make of them.
 
-    python bench/quantise.py [--only ROW...] [--minutes 30] [--seconds 10] [--runs FOLDER] [--table]
+    python bench/quantise.py [--only ROW...] [--minutes 30] [--seconds 10] [--runs FOLDER]
+                              [--time] [--table]
 
 Every row has a folder of its own under `--runs`; a row that is done is not done again, a training that was killed
 goes on, and `--table` writes the table of what is there. The table goes to bench/results/quantise.md.
@@ -24,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.quantise_files import Made, calibration_images, exported, facts_of  # noqa: E402
+from bench.quantise_files import Made, calibration_images, exported, facts_of, made, store_of  # noqa: E402
 from bench.quantise_peers import nncf_onnx, nncf_openvino, onnxruntime_static  # noqa: E402
 from bench.quantise_table import report  # noqa: E402
 from trimtab.compress.quantise.technique import Quantise  # noqa: E402
@@ -41,20 +42,18 @@ Maker = Callable[[Prepared, Path, argparse.Namespace], list[Made]]
 BOTH = ("onnxruntime", "openvino")
 CALIBRATIONS = ("minmax", "average", "percentile", "entropy", "mse")
 FOUR = {"bits": 4, "per": "channel"}
-LEARN = {"lr": 0.01, "alpha": 0.1, "temperature": 4.0, "weight_decay": 1e-4, "ema": 0.999,
+LEARN: dict[str, Any] = {"lr": 0.01, "alpha": 0.1, "temperature": 4.0, "weight_decay": 1e-4, "ema": 0.999,
          "precision": "fp32"}  # fmt: skip
 """What the 4-bit and the binary networks are trained with; steps are what fits in the time."""
 
 
 def int8(prepared: Prepared, folder: Path, options: argparse.Namespace) -> list[Made]:
     """8 bits after training, by three tools."""
-    images = calibration_images(prepared)
-    original = folder / "original.onnx"
     return [
         exported(prepared, Quantise(), folder / "trimtab.onnx", BOTH),
-        peer("onnxruntime.quantization", onnxruntime_static, original, folder / "static.onnx", images, BOTH[:1]),
-        peer("NNCF, ONNX", nncf_onnx, original, folder / "nncf.onnx", images, BOTH),
-        peer("NNCF, OpenVINO", nncf_openvino, original, folder / "nncf.xml", images, BOTH[1:]),
+        peer(prepared, "onnxruntime.quantization", onnxruntime_static, folder / "static.onnx", BOTH[:1]),
+        peer(prepared, "NNCF, ONNX", nncf_onnx, folder / "nncf.onnx", BOTH),
+        peer(prepared, "NNCF, OpenVINO", nncf_openvino, folder / "nncf.xml", BOTH[1:]),
     ]
 
 
@@ -68,23 +67,25 @@ def calibration(prepared: Prepared, folder: Path, options: argparse.Namespace) -
 
 def w4a8(prepared: Prepared, folder: Path, options: argparse.Namespace) -> list[Made]:
     """4-bit weights and 8-bit activations after training, by every rounding."""
-    made = []
-    for rounding in ("nearest", "adaround", "brecq"):
-        how = Quantise(weight=FOUR, rounding=rounding)
-        made.append(exported(prepared, how, folder / f"{rounding}.onnx", BOTH[:1], rounding))
-    return made
+    return [
+        exported(prepared, Quantise(weight=FOUR, rounding=how), folder / f"{how}.onnx", BOTH[:1], how)
+        for how in ("nearest", "adaround", "brecq")
+    ]
 
 
 def trained(weight: Mapping[str, Any], activation: Mapping[str, Any] | None, **more: Any) -> Maker:
     """A row that trains for `--minutes`."""
 
     def make(prepared: Prepared, folder: Path, options: argparse.Namespace) -> list[Made]:
-        how = Quantise(weight=weight, activation=activation, train={"steps": 1, **LEARN}, **more)
         seconds = 60 * options.minutes
-        form, context = how.prepare(prepared.graph, prepared.context), prepared.context
-        recipe = Distil(**how.train).recipe()
-        steps = context.store.once(f"steps-{seconds:.0f}", lambda: steps_for(seconds, form, context, recipe))
-        how = replace(how, train={**how.train, "steps": steps})
+        how = Quantise(weight=weight, activation=activation, train={"steps": 1, **LEARN}, **more)
+
+        def fitting() -> int:
+            form = how.prepare(prepared.graph, prepared.context)
+            return steps_for(seconds, form, prepared.context, Distil(steps=1, **LEARN).recipe())
+
+        steps = store_of(prepared).once(f"steps-{seconds:.0f}", fitting)
+        how = replace(how, train={"steps": steps, **LEARN})
         return [exported(prepared, how, folder / "trained.onnx", BOTH[:1], f"trained {steps} steps")]
 
     return make
@@ -94,7 +95,8 @@ def mixed_bits(prepared: Prepared, folder: Path, options: argparse.Namespace) ->
     """2, 4 or 8 bits for each layer, against 4 for all, of the same size."""
     from trimtab.pipeline.mixed import mixed
 
-    layers = mixed(prepared.graph, prepared.context, (2, 4, 8), 4.0)
+    store = store_of(prepared)
+    layers = store.once("bits", lambda: mixed(prepared.graph, prepared.context, (2, 4, 8), 4.0))
     # the costs that bits are chosen by are of ranges with the least squared error: both sides have them
     uniform = Quantise(weight=FOUR, calibration="mse", rounding="adaround")
     return [
@@ -112,7 +114,7 @@ ROWS: dict[str, tuple[str, str, int, Maker]] = {
     "resnet20-w4a8": ("w4a8", "resnet20", 0, w4a8),
     "resnet20-w4a4": ("w4a4", "resnet20", 0, trained(FOUR, {"bits": 4})),
     "resnet56-w4a4": ("w4a4", "resnet56", 0, trained(FOUR, {"bits": 4})),
-    "resnet20-binary": ("binary", "resnet20", 0, trained({"kind": "binary"}, {"bits": 8}, skip=("conv1", "linear"))),
+    "resnet20-binary": ("binary", "resnet20", 0, trained({"kind": "binary"}, {"bits": 8})),
     **{f"resnet20-mixed-seed{seed}": ("mixed", "resnet20", seed, mixed_bits) for seed in range(3)},
 }
 """By name: the kind, the network, the seed and what is made."""
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of training, in the rows that train")
     parser.add_argument("--seconds", type=float, default=10.0, help="to time each row for")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quantise")
+    parser.add_argument("--time", action="store_true", help="time rows that are done once more")
     parser.add_argument("--table", action="store_true", help="write the table of what is there, run nothing")
     options = parser.parse_args()
     if not options.table:
@@ -140,24 +143,25 @@ def main() -> None:
 def run(row: str, options: argparse.Namespace) -> None:
     """One row into its folder, unless it is there."""
     folder = options.runs / row
-    if (folder / "facts.json").exists():
+    if (folder / "facts.json").exists() and not options.time:
         return
     kind, network, seed, make = ROWS[row]
     task = load_task(str(ROOT / "examples" / f"cifar10_{network}.py"))
     prepared = prepare(task, Target(), Goal(max_drop=None), seed, Store(folder / "store"), progress(row))
     original = exported(prepared, None, folder / "original.onnx", BOTH, "original")
-    made = [original, *make(prepared, folder, options)]
-    facts = {"kind": kind, "network": network, "seed": seed, **facts_of(prepared, made, options.seconds)}
+    files = [original, *make(prepared, folder, options)]
+    facts = {"kind": kind, "network": network, "seed": seed, **facts_of(prepared, files, options.seconds)}
     write_json(folder / "facts.json", facts)
 
 
-def peer(
-    name: str, tool: Callable[..., None], source: Path, into: Path, images: list[Any], runtimes: tuple[str, ...]
-) -> Made:
-    """What another tool makes of the original's file."""
-    start = time.monotonic()
-    tool(source, into, images)
-    return Made(name, into, runtimes, time.monotonic() - start)
+def peer(prepared: Prepared, name: str, tool: Callable[..., None], into: Path, runtimes: tuple[str, ...]) -> Made:
+    """What another tool makes of the original's file beside `into`, calibrated on the same images."""
+
+    def make() -> tuple[str, ...]:
+        tool(into.with_name("original.onnx"), into, calibration_images(prepared))
+        return ()
+
+    return made(prepared, name, into, runtimes, None, make)
 
 
 def progress(row: str) -> Callable[[str, int, int], None]:

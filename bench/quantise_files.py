@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trimtab.compress.plan import step_of
 from trimtab.compress.quantise.technique import Quantise
+from trimtab.core.store import Store, digest
 from trimtab.core.task import accuracy, unpack
 from trimtab.hardware.machine import machine
 from trimtab.pipeline.prepare import Prepared
@@ -56,11 +57,38 @@ def exported(
     prepared: Prepared, technique: Quantise | None, path: Path, runtimes: tuple[str, ...], name: str = OURS
 ) -> Made:
     """What trimtab makes of the network: calibrated, converted, and written with all checks; None: as it is."""
-    start = time.monotonic()
-    graph = prepared.graph if technique is None else technique.apply(prepared.graph, prepared.context)
-    export_onnx(graph, path)
     settings = None if technique is None else step_of(technique)
-    return Made(name, path, runtimes, time.monotonic() - start, settings, graph.notes)
+
+    def make() -> tuple[str, ...]:
+        graph = prepared.graph if technique is None else technique.apply(prepared.graph, prepared.context)
+        export_onnx(graph, path)
+        return graph.notes
+
+    return made(prepared, name, path, runtimes, settings, make)
+
+
+def made(
+    prepared: Prepared,
+    name: str,
+    path: Path,
+    runtimes: tuple[str, ...],
+    settings: Mapping[str, Any] | None,
+    make: Callable[[], Iterable[str]],
+) -> Made:
+    """A file, made unless it is there and was made with these settings."""
+    store, key = store_of(prepared), digest("made", name, path.name, settings)
+    found = store.get(key)
+    if found is None or not path.exists():
+        start = time.monotonic()
+        notes = list(make())
+        found = store.put(key, {"seconds": time.monotonic() - start, "notes": notes})
+    return Made(name, path, runtimes, found["seconds"], settings, tuple(found["notes"]))
+
+
+def store_of(prepared: Prepared) -> Store:
+    """Where a row keeps what is finished."""
+    assert prepared.context.store is not None
+    return prepared.context.store
 
 
 def calibration_images(prepared: Prepared) -> list[np.ndarray]:
@@ -80,11 +108,11 @@ def opened(path: Path, runtime: str, batch: int | None = None) -> Session:
     return runtime_of(runtime).load(path, batch, 1)
 
 
-def facts_of(prepared: Prepared, made: Sequence[Made], seconds: float) -> dict[str, Any]:
+def facts_of(prepared: Prepared, files: Sequence[Made], seconds: float) -> dict[str, Any]:
     """Everything measured of the files of a row, the original first among them."""
-    runs = {(each.name, runtime): each for each in made for runtime in each.runtimes}
+    runs = {(each.name, runtime): each for each in files for runtime in each.runtimes}
     halves = {"proving": prepared.test, "choosing": prepared.context.validate}
-    found = {key: {half: answers(prepared, each.path, key[1], data) for half, data in halves.items()}
+    found = {key: {half: answers(prepared, each.path, key[1], data, half) for half, data in halves.items()}
              for key, each in runs.items()}  # fmt: skip
     for both in found.values():
         both["all"] = tuple(torch.cat(pair) for pair in zip(both["proving"], both["choosing"], strict=True))
@@ -98,14 +126,25 @@ def facts_of(prepared: Prepared, made: Sequence[Made], seconds: float) -> dict[s
     return {"machine": machine().json(), "runs": rows}
 
 
-@torch.no_grad()
-def answers(prepared: Prepared, path: Path, runtime: str, batches: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Outputs [N, 10] and labels [N] of all images."""
+def answers(prepared: Prepared, path: Path, runtime: str, batches: Sequence[Any], half: str) -> tuple[Tensor, Tensor]:
+    """Outputs [N, 10] and labels [N] of all images, kept for the same bytes."""
+    store = store_of(prepared)
+    beside = path.with_suffix(".bin")
+    key = digest("answers", path.read_bytes(), beside.read_bytes() if beside.exists() else b"", runtime, half)
+    if store.get(key) is None:
+        outputs, labels = asked(opened(path, runtime), batches, names(prepared))
+        store.put(key, {"runtime": runtime, "half": half}, {"outputs": outputs, "labels": labels})
+    kept = store.tensors(key)
+    return kept["outputs"], kept["labels"]
+
+
+def asked(session: Session, batches: Sequence[Any], inputs: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """A session's outputs and the labels; it is closed then."""
     outputs, labels = [], []
-    with closing(opened(path, runtime)) as session:
+    with closing(session):
         for batch in batches:
-            inputs, target = unpack(batch, names(prepared), "test")
-            outputs.append(torch.from_numpy(session.run([x.numpy() for x in inputs])[0]))
+            values, target = unpack(batch, inputs, "test")
+            outputs.append(torch.from_numpy(session.run([x.numpy() for x in values])[0]))
             labels.append(target)
     return torch.cat(outputs), torch.cat(labels)
 
