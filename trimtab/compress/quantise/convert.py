@@ -51,7 +51,8 @@ def integers(graph: Graph) -> Graph:
     result = fold_batch_norm(graph)
     ints = {fake.node: fake for fake in weights_of(result)}
     low = {fake.node: fake for fake in low_weights_of(result)}
-    channels = [fake.node for fake in (*ints.values(), *low.values()) if fake.axis == 0]
+    channels = [node for node, fake in ints.items() if fake.axis == 0]
+    channels += [node for node, fake in low.items() if fake.axis == 0]
     factors = fold_into_scales(result, channels)
     tensors = tensors_of(result)
     steps = _steps(result, tensors)

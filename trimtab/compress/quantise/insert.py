@@ -203,8 +203,9 @@ def tensors_of(prepared: Graph) -> tuple[FakeTensor, ...]:
         source, scale, zero, low, high = parts[:5]
         if source.op == "get_attr":
             continue
-        names = (str(scale.target), str(zero.target)) if scale.op == "get_attr" else (None, None)
-        found.append(FakeTensor(node, source, *names, int(low), int(high)))
+        own = scale.op == "get_attr"
+        name, zeros = (str(scale.target), str(zero.target)) if own else (None, None)
+        found.append(FakeTensor(node, source, name, zeros, int(low), int(high)))
     return tuple(found)
 
 

@@ -185,10 +185,10 @@ def _tensors(
 
 def _is_input(graph: Graph, name: str, support: IntegerSupport) -> bool:
     """Whether a tensor is an input of the network, its values at most moved."""
-    node = next(n for n in graph.net.graph.nodes if n.name == name)
+    node: Any = next(n for n in graph.net.graph.nodes if n.name == name)
     while node.target in support.shares and moves(node) and node.args:
-        node = node.args[0]  # type: ignore[assignment]
-    return node.op == "placeholder"
+        node = node.args[0]
+    return bool(node.op == "placeholder")
 
 
 def _weights(

@@ -115,7 +115,7 @@ class Quantise:
         twice = [key for key in both if key in rest]
         if twice:
             raise InputError("Quantise", got=f"bits and {twice[0]}", expected="one of the two")
-        return values[1:], rest | both
+        return values[1:], {**rest, **both}
 
     def prepare(self, graph: Graph, context: Context) -> Graph:
         """The graph with calibrated fake quantisation: it computes what `convert` will give, and trains.
