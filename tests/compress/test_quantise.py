@@ -206,6 +206,9 @@ def test_quantised_once() -> None:
     graph, context = captured(Residual())
     with pytest.raises(InputError, match="quantised already"):
         Quantise().apply(Quantise().apply(graph, context), context)
+    for settings in ({}, {"weight": {"kind": "bf16"}, "activation": None}):
+        with pytest.raises(InputError, match="quantised already"):
+            Quantise().apply(Quantise(**settings).prepare(graph, context), context)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="without fake quantisation"):
         Quantise().convert(graph)
 

@@ -41,10 +41,11 @@ def test_affine_by_hand() -> None:
     assert affine(0.0, 0.0, 8).scale == 1.0
 
 
-@given(edges, edges, st.integers(0, 10_000))
-def test_values_in_range_come_back_within_half_a_step(a: float, b: float, seed: int) -> None:
+@given(edges, edges, st.integers(2, 8), st.integers(0, 10_000))
+def test_values_in_range_come_back_within_half_a_step(a: float, b: float, bits: int, seed: int) -> None:
     low, high = min(a, b, 0.0), max(a, b, 0.0)
-    how = affine(low, high, 8)
+    how = affine(low, high, bits)
+    assert (how.low, how.high) == (0, 2**bits - 1)
     x = torch.rand(64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * (high - low) + low
     # the zero point is rounded, so the range of levels may end up to half a step early on one side
     least, most = (how.low - how.zero_point) * how.scale, (how.high - how.zero_point) * how.scale

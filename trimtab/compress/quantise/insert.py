@@ -114,8 +114,8 @@ def fake_quantised(
     named = {n.name: n for n in result.net.graph.nodes}
     names = {first: _free(result, first) for first in dict.fromkeys(tensors.values())}
     for first, name in names.items():
-        place(result.net, name + SCALE, nn.Parameter(torch.tensor([how[first].scale])))
-        place(result.net, name + ZERO, torch.tensor([float(how[first].zero_point)]))
+        place(result.net, name + SCALE, nn.Parameter(torch.tensor([how[first].scale], device=graph.device)))
+        place(result.net, name + ZERO, torch.tensor([float(how[first].zero_point)], device=graph.device))
     for node, first in tensors.items():
         _fake_tensor(result, named[node], names[first], how[first], (readers or {}).get(node))
     for weight, kind in weights.items():

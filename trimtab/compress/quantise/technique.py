@@ -157,9 +157,10 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
 
 def refuse_quantised(graph: Graph, who: str = "Quantise") -> None:
     """InputError if a graph is quantised already, in integers or for training."""
+    low = {weight.node for weight in low_weights_of(graph)}
     for node in graph.nodes():
         name = str(node.target)
-        if name.startswith(("quantized_decomposed.", "aten.fake_quantize", "aten._fake_quantize")):
+        if name.startswith(("quantized_decomposed.", "aten.fake_quantize", "aten._fake_quantize")) or node in low:
             raise InputError(
                 f"{who}: the network is quantised already", where=node.name, do="Start from its floating-point form."
             )
