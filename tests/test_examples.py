@@ -127,3 +127,23 @@ def test_missing_data_say_how_to_point_to_them(example, tmp_path, monkeypatch):
     (tmp_path / "broken.npz").write_bytes(b"PK not a zip")
     with pytest.raises(InputError, match="not a file of JPEG images"):
         cifar10.images(tmp_path / "broken.npz")
+
+
+def test_sentences_count_as_pairs_in_any_order_and_as_often_as_both_were_drawn(example):
+    module = example("minilm_stsb")
+    angles = torch.tensor([0.1, 0.9, 0.4, 1.3, 0.7])  # of each pair: its cosine falls with it
+    embeddings = torch.stack([x for a in angles for x in (torch.tensor([1.0, 0.0]), torch.stack([a.cos(), a.sin()]))])
+    said = torch.tensor([5.0, 2.0, 4.0, 2.0, 1.0])
+    targets = torch.stack([torch.arange(10.0), said.repeat_interleave(2)], 1)
+    # ranks said 5, 2.5, 4, 2.5, 1; of the cosines 5, 2, 4, 1, 3: covariance 6.5, variances 10 and 9.5
+    expected = 6.5 / (10 * 9.5) ** 0.5
+    assert module.correlation(embeddings, targets) == pytest.approx(expected)
+    shuffled = torch.tensor([3, 8, 0, 5, 1, 9, 2, 7, 4, 6])
+    assert module.correlation(embeddings[shuffled], targets[shuffled]) == pytest.approx(expected)
+    drawn = torch.tensor([1, 0, 0, 3, 2, 5, 4, 7, 9])  # the first pair twice, the last one's partner missing
+    twice = [0, 0, 1, 2, 3]
+    both = [module.ranks(values[twice]) for values in (said, -angles)]
+    again = float(torch.corrcoef(torch.stack(both))[0, 1])
+    assert module.correlation(embeddings[drawn], targets[drawn]) == pytest.approx(again)
+    with pytest.raises(ValueError, match="three pairs"):
+        module.correlation(embeddings[:4], targets[:4])
