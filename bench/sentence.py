@@ -132,14 +132,20 @@ def score(name: str, runs: Path) -> None:
     """The cosine of every pair by every runtime, and the layers that multiply integers."""
     path = file_of(runs, name)
     for runtime in ROWS[name].runtimes:
-        for split, data in SPLITS.items():
+        for split in splits(name, runtime):
             into = path.with_name(f"{runtime}-{split}.npy")
             if not into.exists():
-                np.save(into, cosines(path, runtime, getattr(job(), data)))
+                np.save(into, cosines(path, runtime, getattr(job(), SPLITS[split])))
         into = path.with_name(f"{runtime}-layers.json")
         if not into.exists():
             report = integer_report(path, runtime)
             write_json(into, {"layers": [[each.name, each.precision, each.kernel] for each in report]})
+
+
+def splits(name: str, runtime: str) -> tuple[str, ...]:
+    """Choices were made among our files in ONNX Runtime only."""
+    ours = ROWS[name].peer is None and runtime in FIRST
+    return tuple(SPLITS) if ours else ("proving",)
 
 
 def cosines(path: Path, runtime: str, batches: Any) -> np.ndarray:
@@ -190,6 +196,11 @@ def drop(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
     found = [correlation(before[draw]) - correlation(after[draw]) for draw in draws]
     low, high = np.percentile(found, [2.5, 97.5])
     return correlation(before) - correlation(after), float(low), float(high)
+
+
+def ranged(figure: tuple[float, float, float]) -> str:
+    """A drop and its interval."""
+    return "{:.4f} [{:.4f}, {:.4f}]".format(*figure)
 
 
 def product_bytes(path: Path, first: Path) -> int:
@@ -246,9 +257,9 @@ def shown(technique: Any) -> str:
 def cells(name: str, runtime: str, runs: Path, times: Mapping[str, Any]) -> list[str]:
     """What was measured of one file in one runtime."""
     path, first = file_of(runs, name), file_of(runs, ORIGINAL)
-    pairs = {split: np.load(path.with_name(f"{runtime}-{split}.npy")) for split in SPLITS}
+    pairs = {split: np.load(path.with_name(f"{runtime}-{split}.npy")) for split in splits(name, runtime)}
     before = {split: np.load(first.with_name(f"{FIRST[0]}-{split}.npy")) for split in SPLITS}
-    drops = {split: drop(before[split], pairs[split]) for split in SPLITS}
+    drops = {split: drop(before[split], found) for split, found in pairs.items()}
     found = read_json(path.with_name(f"{runtime}-layers.json"))["layers"]
     here = times[f"{name} / {runtime}"]
     low, high = here["latency_ratio"]["interval"]
@@ -259,7 +270,7 @@ def cells(name: str, runtime: str, runs: Path, times: Mapping[str, Any]) -> list
         SHOWN[runtime],
         f"{sum(layer[1] == 'int8' for layer in found)} of {len(found)}",
         f"{correlation(pairs['proving']):.4f}",
-        *(f"{value:.4f} [{least:.4f}, {most:.4f}]" for value, least, most in (drops["proving"], drops["choosing"])),
+        *(ranged(drops[split]) if split in drops else "" for split in ("proving", "choosing")),
         f"{1e3 * here['latency']['value']:.2f}",
         f"{here['latency_ratio']['value']:.2f} [{low:.2f}, {high:.2f}]{shaky}",
         f"{path.stat().st_size / 1e6:.1f}",
