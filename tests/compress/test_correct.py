@@ -48,6 +48,20 @@ def test_a_layer_without_a_bias_gets_one_beside_its_weight() -> None:
     assert float(change.abs().max()) < 1e-6
 
 
+def test_binary_layers_are_corrected_too() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(100, 12) + 1
+    model = nn.Sequential(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3))
+    kinds = {"0": {"kind": "binary"}, "2": {"bits": 4}}
+    graph, folded, data = prepared(model, (inputs,), layers=kinds, weight={}, activation=None)
+    result = corrected(graph, folded, data, quiet)
+    with torch.no_grad():
+        shift = [(g(inputs) - folded(inputs)).double().mean(0).abs().max() for g in (graph, result)]  # type: ignore[operator]
+    assert shift[0] > 0.01
+    assert shift[1] < 1e-6
+    assert not torch.equal(result.tensors()["0.bias"], graph.tensors()["0.bias"])
+
+
 def test_what_has_no_place_for_a_bias_is_named() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trimtab.compress.quantise.staged import Inputs, Staged
 from trimtab.compress.quantise.units import Layer, Unit, channel_dim, settle
@@ -111,7 +112,7 @@ def _reconstruct(
     def error(chunk: int, given: Sequence[Tensor]) -> Tensor:
         values = {layer.rounded: value for layer, value in zip(unit.layers, given, strict=True)}
         result = state.run(chunk, nodes, values)
-        return (result - targets[chunk]).square().sum() * (channels / result.numel())
+        return functional.mse_loss(result, targets[chunk], reduction="sum") * (channels / result.numel())
 
     def whole(levels: Sequence[Tensor]) -> float:
         given = [value * layer.step for value, layer in zip(levels, unit.layers, strict=True)]

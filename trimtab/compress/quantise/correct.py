@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from trimtab.compress.quantise.staged import Inputs, Staged, chunks
-from trimtab.compress.quantise.units import CONVOLUTIONS, channel_dim, layers, named
+from trimtab.compress.quantise.units import CONVOLUTIONS, channel_dim, output_dim, weighted
 from trimtab.core.context import Progress
 from trimtab.graph.model import Graph, place, shaped
 
@@ -74,21 +74,19 @@ def _with_biases(prepared: Graph) -> tuple[Graph, list[str]]:
     """A copy in which every layer that can has a bias of its own, and the names of these layers' nodes."""
     result = prepared.copy()
     nodes, found, left = result.net.graph, [], []
-    for layer in layers(result):
-        node = named(result)[layer.node]
+    for node, weight in weighted(result).items():
         bias = _bias(node)
         if bias is None and _takes_bias(node):
-            name = _free(result, layer.weight)
-            weight = result.tensors()[layer.weight]
-            place(result.net, name, nn.Parameter(torch.zeros(weight.shape[layer.axis]).to(weight)))
+            name, value = _free(result, weight), result.tensors()[weight]
+            place(result.net, name, nn.Parameter(torch.zeros(value.shape[output_dim(node)]).to(value)))
             with nodes.inserting_before(node):
                 bias = nodes.get_attr(name)
             node.args = (*node.args[:2], bias, *node.args[3:])
         own = bias is not None and bias.op == "get_attr" and len(bias.users) == 1
         if own and len(nodes.find_nodes(op="get_attr", target=bias.target)) == 1:  # type: ignore[union-attr]
-            found.append(layer.node)
+            found.append(node.name)
         else:
-            left.append(layer.weight.removesuffix(".weight"))
+            left.append(weight.removesuffix(".weight"))
     result.net.recompile()
     lines = [f"Bias correction leaves out layers without a bias of their own: {', '.join(left)}."] if left else []
     return shaped(result).note(*lines), found

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from trimtab.compress.quantise.insert import spread, weights_of
+from trimtab.compress.quantise.low_bits import low_weights_of
 from trimtab.graph.model import Graph
 
 _ATEN = torch.ops.aten
@@ -73,17 +74,37 @@ class Unit:
 
 def layers(prepared: Graph) -> tuple[Layer, ...]:
     """The layers with a fake-quantised weight in a prepared graph, in graph order."""
-    place = {node: i for i, node in enumerate(prepared.net.graph.nodes)}
-    tensors, found = prepared.tensors(), {}
+    place, tensors = _places(prepared), prepared.tensors()
+    found = {}
     for fake in weights_of(prepared):
-        readers = [n for n in fake.node.users if n.target in CONVOLUTIONS or n.target in PRODUCTS]
-        if not readers:
-            continue
-        first = min(readers, key=place.__getitem__)
-        step = spread(tensors[fake.scale].detach().abs(), tensors[fake.name], fake)
-        axis = 0 if first.target in CONVOLUTIONS or first.target is _ATEN.linear.default else 1
-        found[place[first]] = Layer(fake.name, fake.node.name, first.name, axis, step, fake.low, fake.high)
+        first = _reader(fake.node, place)
+        if first is not None:
+            step = spread(tensors[fake.scale].detach().abs(), tensors[fake.name], fake)
+            axis = output_dim(first)
+            found[place[first]] = Layer(fake.name, fake.node.name, first.name, axis, step, fake.low, fake.high)
     return tuple(found[i] for i in sorted(found))
+
+
+def weighted(prepared: Graph) -> dict[Node, str]:
+    """The nodes of all layers whose weight is rounded, ternary and binary ones too, with its name, in graph order."""
+    place = _places(prepared)
+    found = {_reader(fake.node, place): fake.name for fake in (*weights_of(prepared), *low_weights_of(prepared))}
+    return {node: found[node] for node in place if node in found}
+
+
+def _places(graph: Graph) -> dict[Node, int]:
+    return {node: i for i, node in enumerate(graph.net.graph.nodes)}
+
+
+def _reader(rounded: Node, place: Mapping[Node, int]) -> Node | None:
+    """The first layer that reads a weight."""
+    readers = [n for n in rounded.users if n.target in CONVOLUTIONS or n.target in PRODUCTS]
+    return min(readers, key=place.__getitem__, default=None)
+
+
+def output_dim(node: Node) -> int:
+    """The dimension of a layer's weight that holds its output channels."""
+    return 0 if node.target in CONVOLUTIONS or node.target is _ATEN.linear.default else 1
 
 
 def layer_units(prepared: Graph, found: tuple[Layer, ...]) -> tuple[Unit, ...]:
