@@ -267,18 +267,18 @@ def test_a_high_bias_is_absorbed(bias: bool) -> None:
     result = Equalise().apply(graph, context)
     was = 0.0 if not bias else float(model[2].bias.detach())  # type: ignore[union-attr]
     # values reach from 10 - 2 to 10 + 2, so c = 8; the kernel sums nine of them
-    assert float(result.tensors()["0.bias"]) == pytest.approx(2.0)
-    assert float(result.tensors()["2.bias"]) == pytest.approx(was + 72.0)
+    assert result.tensors()["0.bias"].item() == pytest.approx(2.0)
+    assert result.tensors()["2.bias"].item() == pytest.approx(was + 72.0)
     assert_same(result, graph, x)
     kept = Equalise(absorb=False).apply(graph, context)
-    assert float(kept.tensors()["0.bias"]) == pytest.approx(10.0)
+    assert kept.tensors()["0.bias"].item() == pytest.approx(10.0)
 
 
 def test_zeros_around_an_image_forbid_it() -> None:
     x = torch.rand(8, 1, 5, 5)
     graph, context = captured(high(1, True), x)
     result = Equalise().apply(graph, context)
-    assert float(result.tensors()["0.bias"]) == pytest.approx(10.0)
+    assert result.tensors()["0.bias"].item() == pytest.approx(10.0)
     assert_same(result, graph, x)
 
 
@@ -294,7 +294,7 @@ def test_without_data_the_batch_norm_says_how_low_values_reach() -> None:
     # c = max(0, 5 - 3), max(0, 5 - 6) before a factor of sqrt(1), sqrt(2) is taken out
     expected = torch.tensor([5.0 - 2.0, 5.0 / 2**0.5])
     torch.testing.assert_close(result.tensors()["0.bias"].data, expected, rtol=1e-4, atol=0)
-    assert float(result.tensors()["3.bias"]) == pytest.approx(2.0, rel=1e-4)
+    assert result.tensors()["3.bias"].item() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_the_iteration_ends_by_itself() -> None:

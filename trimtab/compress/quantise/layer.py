@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ _NORMS: dict[Any, tuple[int, int | None, int]] = {
 }
 """Norms with parameters: where weight and bias stand among the arguments, and which dimension holds the channels."""
 _OUT, _IN = 1, 2
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,11 @@ def private(graph: Graph, layer: Layer, bias: bool) -> bool:
     names = [layer.weight] + ([layer.bias] if bias and layer.bias is not None else [])
     users = [u for name in names for n in graph.net.graph.find_nodes(op="get_attr", target=name) for u in n.users]
     return len(users) == len(names)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def plain(node: Node) -> str:

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from trimtab.compress.quantise.annotate import fits
 from trimtab.compress.quantise.follow import Ids, followed, valueless
-from trimtab.compress.quantise.layer import Layer, layer_of, norm_of, plain, private, scaled
+from trimtab.compress.quantise.layer import Layer, layer_of, norm_of, plain, private, scaled, some
 from trimtab.core.errors import InputError
 from trimtab.graph.model import Graph
 
@@ -150,7 +150,7 @@ def skipped(names: Sequence[str], skip: Sequence[str], who: str) -> set[str]:
     """
     for entry in skip:
         if not any(fits(name, entry) for name in names):
-            raise InputError(f"{who}: skip", got=repr(entry), expected=f"one of {', '.join(names[:8]) or 'none'}")
+            raise InputError(f"{who}: skip", got=repr(entry), expected=f"one of {some(names)}" if names else "no layer")
     return {name for name in names if any(fits(name, entry) for entry in skip)}
 
 
@@ -160,4 +160,4 @@ def left(who: str, found: Sequence[Link]) -> list[str]:
     for link in found:
         if link.barrier is not None and link.barrier != "the network's output" and not bool(link.free.all()):
             reasons.setdefault(link.barrier, []).append(link.maker.name)
-    return [f"{who} leaves {', '.join(names)} as they were: {why} reads them." for why, names in reasons.items()]
+    return [f"{who} leaves {some(names)} as they were: {why} reads them." for why, names in reasons.items()]

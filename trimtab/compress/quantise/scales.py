@@ -59,10 +59,11 @@ def source(layer: Layer) -> str:
 
 def _show(name: str, found: dict[str, Seen], quota: int) -> Callable[[Tensor], None]:
     def show(value: Tensor) -> None:
-        rows = value.detach().reshape(-1, value.shape[-1]).double().cpu()
-        size = rows.abs()
-        one = found.setdefault(name, Seen(rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1])))
-        one.most, one.total = torch.maximum(one.most, size.amax(0)), one.total + size.sum(0)
+        rows = value.detach().reshape(-1, value.shape[-1]).float().cpu()
+        size, nothing = rows.abs(), torch.zeros(rows.shape[1], dtype=torch.float64)
+        one = found.setdefault(name, Seen(nothing, nothing))
+        one.most = torch.maximum(one.most, size.amax(0).double())
+        one.total = one.total + size.sum(0, dtype=torch.float64)
         one.count += len(rows)
         one.rows.append(rows[:: max(len(rows) // quota, 1)][:quota].clone())
 
@@ -137,10 +138,10 @@ def output_error(
 ) -> float:
     """|Q(W diag(s)) diag(s)^-1 X - W X|^2 of one layer over the rows that were kept (AWQ, eq. 5)."""
     layer = reader.layer
-    weight = weights[layer.weight].t() if layer.flipped else weights[layer.weight]  # [out, in]
-    factor, rows = reader.taken(scale), torch.cat(stats[source(layer)].rows)
+    weight = (weights[layer.weight].t() if layer.flipped else weights[layer.weight]).float()  # [out, in]
+    factor, rows = reader.taken(scale).float(), torch.cat(stats[source(layer)].rows).float()
     change = grouped(weight * factor, bits, group) / factor - weight
-    return float((rows @ change.t()).square().sum())
+    return float((rows @ change.t()).square().sum(dtype=torch.float64))
 
 
 def grouped(weight: Tensor, bits: int, group: int) -> Tensor:

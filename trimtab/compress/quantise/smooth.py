@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from trimtab.compress.quantise.calibrate import calibration_inputs
 from trimtab.compress.quantise.follow import origin
-from trimtab.compress.quantise.layer import LINEAR, Layer, layer_of, plain, private, scaled
+from trimtab.compress.quantise.layer import LINEAR, Layer, layer_of, plain, private, scaled, some
 from trimtab.compress.quantise.links import Link, Reader, links, rescale, skipped
 from trimtab.compress.quantise.scales import Seen, awq_scale, seen, smooth_scale
 from trimtab.compress.quantise.technique import refuse_quantised
@@ -202,4 +202,4 @@ def _left(found: Sequence[Link], loose: Mapping[Node, Sequence[Reader]]) -> list
             behind = "an input of the network" if before.op == "placeholder" else plain(before)
             why = f"{behind} comes before" if barrier is None else f"{barrier} reads the same tensor"
             reasons.setdefault(why, []).append(reader.layer.name)
-    return [f"Smooth leaves {', '.join(names)} as they were: {why}." for why, names in reasons.items()]
+    return [f"Smooth leaves {some(names)} as they were: {why}." for why, names in reasons.items()]
