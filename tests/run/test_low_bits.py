@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tests.run.networks import images, residual
 from trimtab.compress import Quantise
 from trimtab.core.context import Context
+from trimtab.core.errors import NotRunnable
 from trimtab.core.task import Task
 from trimtab.graph.bits import packed_bytes
 from trimtab.graph.capture import capture
@@ -26,6 +27,7 @@ from trimtab.graph.model import Graph
 from trimtab.run import OnnxRuntime, runtime
 from trimtab.run.export import export_onnx
 from trimtab.run.integer import integer_report, require_integer, smaller
+from trimtab.run.lacks import refuse_few_bits
 from trimtab.run.layers import layers
 from trimtab.run.onnxruntime import optimise
 from trimtab.run.plain import plain
@@ -39,10 +41,11 @@ class Words(nn.Module):
         self.flat = nn.Linear(64, 128)
         self.wide = nn.Linear(128, 96, bias=False)
         self.along = nn.Conv1d(96, 96, 3, 1, 1)
+        self.first = nn.Linear(64, 64)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         words = torch.relu(self.wide(torch.relu(self.flat(x))))  # [N, T, 96]
-        return self.along(words.transpose(1, 2)), self.wide(self.flat(x[:, 0]))
+        return self.along(words.transpose(1, 2)), self.first(x[:, 0])
 
 
 def made(model: nn.Module, example: Tensor, **how: Any) -> Graph:
@@ -115,17 +118,18 @@ def test_groups_of_four_bits_are_one_product(sentences: nn.Module, tmp_path: Pat
     path = tmp_path / "model.onnx"
     graph = made(sentences, words(), weight={"bits": 4, "group": 32}, activation=None, skip=("along",))
     export_onnx(graph, path)
-    assert kernels(path, tmp_path)["MatMulNBits"] == 4
+    assert kernels(path, tmp_path)["MatMulNBits"] == 3
     report = integer_report(path, "onnxruntime")
     assert {layer.name: layer.kernel for layer in report if layer.quantised} == {
         "flat": "MatMulNBits",
         "wide": "MatMulNBits",
+        "first": "MatMulNBits",
     }
     require_integer(path, "onnxruntime")  # nothing here is meant to multiply integers
     weights = [t for t in held(path).values() if t.data_type == TensorProto.INT4]
-    assert sorted(len(t.raw_data) for t in weights) == [64 * 128 // 2, 96 * 128 // 2]
-    scales = 4 * (64 * 128 + 96 * 128) // 32
-    assert 4 * (64 * 128 + 96 * 128) / (sum(len(t.raw_data) for t in weights) + scales) > 6.3
+    assert sorted(len(t.raw_data) for t in weights) == [64 * 64 // 2, 64 * 128 // 2, 96 * 128 // 2]
+    count = 64 * 64 + 64 * 128 + 96 * 128
+    assert 4 * count / (sum(len(t.raw_data) for t in weights) + 4 * count // 32) > 6.3
     with torch.no_grad():
         expected = [value.numpy() for value in graph(words(3)).values()]  # type: ignore[union-attr]
     for found, wanted in zip(OnnxRuntime().load(path).run([words(3).numpy()]), expected, strict=True):
@@ -137,7 +141,7 @@ def test_weights_alone_say_that_they_are_smaller_and_not_faster(sentences: nn.Mo
     graph = made(sentences, words(), weight={"bits": 8, "per": "channel"}, activation=None)
     export_onnx(graph, path)
     found = kernels(path, tmp_path)
-    assert found["MatMulNBits"] == 4
+    assert found["MatMulNBits"] == 3
     assert found["DequantizeLinear"] == 0  # nothing is widened at every inference
     report = require_integer(path, "onnxruntime")
     assert not any(layer.meant for layer in report)
@@ -154,13 +158,13 @@ def test_narrow_floats_are_stored_narrow_and_computed_wide(
     graph = made(sentences, words(), weight={"kind": kind}, activation=None)
     export_onnx(graph, path)
     weights = {name: t for name, t in held(path).items() if name.endswith("weight")}
-    assert sorted(weights) == ["along.weight", "flat.weight", "wide.weight"]
+    assert sorted(weights) == ["along.weight", "first.weight", "flat.weight", "wide.weight"]
     for name, tensor in weights.items():
         assert len(tensor.raw_data) == bytes_each * graph.tensors()[name].numel()
     assert "Cast" not in kernels(path, tmp_path)
     report = require_integer(path, "onnxruntime")
     assert len(smaller(report, "onnxruntime")) == 1
-    assert f"stored in {kind}: flat, wide, along" in smaller(report, "onnxruntime")[0].replace("wide, wide", "wide")
+    assert f"stored in {kind}: flat, wide, along, first" in smaller(report, "onnxruntime")[0]
 
 
 def branch(kinds: str, width: int, kernel: int) -> nn.Module:
@@ -214,3 +218,23 @@ def test_random_networks_agree_to_one_quantum(data: st.DataObject, tmp_path_fact
         step = np.diff(np.unique(wanted)).min() if len(np.unique(wanted)) > 1 else 1.0
         assert end is not None
         assert np.abs(found - wanted).max() <= step * 1.01
+
+
+@pytest.mark.parametrize(
+    ("how", "got"),
+    [
+        ({"activation": {"bits": 4}}, "activations of fewer than 8 bits: image: got 16 levels"),
+        (
+            {"weight": {"bits": 4, "group": 16}, "activation": None},
+            "a scale for each group: head.weight: got groups of 16",
+        ),
+    ],
+)
+def test_a_runtime_without_a_form_says_what_it_has(how: dict[str, Any], got: str) -> None:
+    graph = made(residual()[0], images(16), **how)
+    with pytest.raises(NotRunnable) as caught:
+        refuse_few_bits(graph, "executorch")
+    assert str(caught.value).startswith("executorch has no kernel for ")
+    assert got in str(caught.value)
+    assert "expected 8-bit activations of calibrated range" in str(caught.value)
+    assert refuse_few_bits(made(residual()[0], images(16), weight={"bits": 4}), "executorch") is None

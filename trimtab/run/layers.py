@@ -80,8 +80,15 @@ def _weighted(model: Any, constants: dict[str, Any], producers: dict[str, Any]) 
         index = _WEIGHT.get(node.op_type)
         if index is not None and len(node.input) > index:
             weight = source(node.input[index], constants, producers)
-            if weight is not None and len(constants[weight].dims) > 1:
+            if weight is not None and (len(constants[weight].dims) > 1 or _packed(constants[weight])):
                 yield node, weight
+
+
+def _packed(tensor: Any) -> bool:
+    """Whether a constant holds levels of few bits, in a row; what reads them gives them their shape."""
+    from onnx import TensorProto
+
+    return bool(tensor.data_type == TensorProto.UINT4)
 
 
 def _behind(model: Any, node: Any) -> Iterator[str]:

@@ -16,6 +16,7 @@ from trimtab.graph.save import load
 from trimtab.graph.signed import is_quantised
 from trimtab.graph.simplify import simplify
 from trimtab.run.export import quiet
+from trimtab.run.lacks import refuse_few_bits
 
 INTEGER = ("onednn.qconv", "onednn.qlinear", "onednn.qmatmul")
 _FLOAT = ("aten.convolution", "aten.conv", "aten.linear", "aten.addmm", "aten.mm", "aten.bmm")
@@ -41,6 +42,7 @@ def lowered(graph: Graph, inputs: tuple[Tensor, ...]) -> GraphModule:
     Raises:
         NotRunnable: torch cannot export or lower it.
     """
+    refuse_few_bits(graph, "inductor")
     own = graph.to("cpu")
     try:
         with quiet(), torch.no_grad():

@@ -20,6 +20,7 @@ from trimtab.graph.save import load
 from trimtab.graph.signed import float_biases, is_quantised, signed
 from trimtab.graph.simplify import simplify
 from trimtab.run.export import quiet
+from trimtab.run.lacks import refuse_few_bits
 
 _ATEN = torch.ops.aten
 ACCOUNT = "trimtab"
@@ -107,6 +108,7 @@ def lowered(graph: Graph, batch: int, facts: Mapping[str, Any], where: object = 
     Raises:
         NotRunnable: an operator has no kernel in ExecuTorch.
     """
+    refuse_few_bits(graph, "executorch")
     own = prepared(graph)
     inputs = own.example(batch)
     with quiet(), torch.no_grad():

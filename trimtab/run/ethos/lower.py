@@ -16,6 +16,7 @@ from trimtab.run.ethos.configuration import Configuration
 from trimtab.run.ethos.integers import between_integers, whole
 from trimtab.run.export import quiet
 from trimtab.run.fusable import ETHOS_U
+from trimtab.run.lacks import refuse_few_bits
 
 _BORDER = ("quantize_per_", "getitem", "executorch_call_delegate")
 """What stands outside the processor and computes nothing of the network."""
@@ -68,6 +69,7 @@ def lowered(graph: Graph, how: Configuration, where: object = None) -> Lowered:
         InputError: the graph is not quantised. RuntimeMissing: the extra `npu` is not installed.
         NotRunnable: nothing of it runs on the Ethos-U, or the backend fails on an operator.
     """
+    refuse_few_bits(graph, how.name)
     own = whole(graph)
     with quiet(), torch.no_grad(), tempfile.TemporaryDirectory(prefix="tosa") as folder:
         try:
