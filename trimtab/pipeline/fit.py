@@ -38,7 +38,8 @@ from trimtab.search.front import front
 MIDDLE = 0.5
 """Share of the quantised original's cost at which the table is checked."""
 REPAIR = 0.3
-"""Share of what is left of a run that repairs may take where there is nothing to train on."""
+"""Share of what is left of a run that repairs may take where there is nothing to train on, and share of the whole that
+learned rounding leaves."""
 MEMORY = "device memory"
 """What binds where nothing was found that fits into the device."""
 
@@ -136,7 +137,7 @@ def _points(run: Run) -> list[Point]:
     plans = _plans(run, surveyed, original)
     run.stage("allocate")
     if prepared.context.train is None:
-        made = (_tried(run, c.name, learnt_rounding(c.plan), original) for c in plans)
+        made = (_tried(run, c.name, _rounded(run, c), original) for c in plans)
         found += [p for p in made if p is not None]
         found += _repaired(run, found)
     else:
@@ -153,6 +154,14 @@ def _kept(run: Run, each: Recovered, original: Point) -> list[Point]:
         return []
     run.notes += [f"{each.name}: {sentence}" for sentence in each.kept]
     return [replace(made, dropped=(*made.dropped, *each.dropped))]
+
+
+def _rounded(run: Run, candidate: Candidate) -> Plan:
+    """A candidate's plan, with learned rounding of few bits while there is time for it."""
+    early = REPAIR * 3600 * run.goal.hours
+    if settled(run.prepared, f"round {candidate.name}", lambda: run.prepared.context.seconds_left() > early):
+        return learnt_rounding(candidate.plan)
+    return candidate.plan
 
 
 def _repaired(run: Run, found: Sequence[Point]) -> list[Point]:

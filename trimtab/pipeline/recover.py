@@ -39,8 +39,6 @@ PROOF = 0.10
 """Share of what is left of the run that is kept for proof, 60 s at least."""
 APART = 0.95
 """A candidate enters if it is predicted to cost at most this share of the one before it."""
-FEW = 0.3
-"""Share of quantisation-aware training where weights have fewer than 8 bits: they learn longer."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def recover(
         kept, sentences = _paying(prepared, best.candidate.plan, original)
         if sentences:  # the cut is undone: its training so far is for another network
             best = replace(best, plan=structural(kept))
-    aware = (FEW if coarse(best.candidate.plan) else shares.aware) * seconds if _costs(prepared, best, goal) else 0.0
+    aware = shares.aware * seconds if _costs(prepared, best, goal) else 0.0
     left = float(settled(prepared, "left", lambda: max(_for_training(prepared) - aware, 0.5 * share)))
     trained = _train(prepared, best, left)
     made = _quantised(prepared, replace(best, plan=trained), goal, original, aware)
@@ -211,7 +209,7 @@ def _quantised(prepared: Prepared, trained: Runner, goal: Goal, original: Point,
         return after
     gained = drop(learnt, plain)
     if gained > 0:
-        return Recovered(name, aware)
+        return Recovered(name, aware, after.dropped)
     steps = aware.steps[-1]["train"]["steps"]
     told = f"Quantisation-aware training of {steps} steps did not raise the score ({gained:+.4f}): dropped."
     return replace(after, dropped=(*after.dropped, told))
