@@ -260,7 +260,10 @@ def test_a_bound_on_the_score_takes_the_place_of_the_drop():
 
 def test_targets_and_doctor_tell_what_is_here(capsys):
     assert status(["targets", "--json"]) == 0
-    found = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    rows = json.loads(capsys.readouterr().out)
+    found = {row["name"]: row["state"] for row in rows}
+    assert {row["name"]: row["estimated"] for row in rows}["loihi"] == ""
+    assert "energy" in {row["name"]: row["estimated"] for row in rows}["h100"]
     assert found["onnxruntime"] == "measured"
     assert {"cpu", "openvino"} <= set(found)
     assert found["cortex-m7"] == "modelled"

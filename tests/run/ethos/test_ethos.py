@@ -133,7 +133,10 @@ def test_what_falls_back_is_named(tmp_path):
     (note,) = [note for note in found.notes if "Fell back" in note]
     assert "softmax" in note
     assert "convolution (up)" in note
-    assert {row["name"] for row in found.layers} >= {"first", "last"}
+    rows = {row["name"]: row for row in found.layers}
+    assert set(rows) >= {"first", "last"}
+    assert rows["up"] == {"name": "up", "kind": "convolution", "runs_on": "the processor beside"}
+    assert rows["first"]["cycles"] > 0
 
 
 def test_nothing_runs_there(file, monkeypatch):
@@ -152,7 +155,9 @@ def test_too_large_for_the_memory(file, monkeypatch):
         other.with_name(f"other{suffix}").write_bytes(file.with_name(f"model{suffix}").read_bytes())
     found = device.clock(file, {"original": file}, TARGET, [])["original"]
     assert "too large" in found.lacks  # what ratios count from is modelled all the same
-    with pytest.raises(NotRunnable, match=r"too large for its SRAM.*conv1.*expected at most 1 kB"):
+    share = round(100 * 1000 / found.metrics["peak_memory"].value)
+    told = rf"too large for its SRAM.*conv1.*at most 1 kB. {share} % of that would fit: fewer channels there"
+    with pytest.raises(NotRunnable, match=told):
         device.clock(file, {"other": other}, TARGET, [])
 
 
