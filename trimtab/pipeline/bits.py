@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.core.context import Context
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
-from trimtab.pipeline.sensitivity import Reference, divergence, reference_of, rounded, rounded_weight
+from trimtab.pipeline.sensitivity import Reference, divergence, reference_of, rounded, rounded_weight, weight_of
 from trimtab.train.distil import distillation_loss
 from trimtab.train.recipe import Distillation
 
@@ -74,7 +74,7 @@ def by_hessian(
     Source: Dong et al. (2020), HAWQ-V2, equations 7 and 8; ours differs in the loss, theirs is the task's.
     """
     own = set_mode(graph.copy(), False)
-    weights = [own.tensors()[f"{name}.weight"] for name in layers]
+    weights = [own.tensors()[weight_of(own, name)] for name in layers]
     for tensor in own.tensors().values():
         tensor.requires_grad_(False)
     for weight in weights:
@@ -142,7 +142,7 @@ def _each(
     found: dict[str, tuple[float, ...]] = {}
     for k, name in enumerate(layers):
         context.progress("sensitivity of bits", k, len(layers))
-        costs = {bits: max(cost(rounded(own, f"{name}.weight", bits, activation=False)), 0.0) for bits in choices}
+        costs = {bits: max(cost(rounded(own, weight_of(own, name), bits, activation=False)), 0.0) for bits in choices}
         fine = sorted(choices, reverse=True)
         least = dict(zip(fine, itertools.accumulate((costs[b] for b in fine), max), strict=True))
         found[name] = tuple(least[b] for b in choices)

@@ -206,7 +206,7 @@ def _add(net: Switched, sums: _Sums, site: Site, off: Values, on: Values) -> Non
     """Signal and noise of a layer's output with its own weight and input quantised alone; the range of its input."""
     sums.coarse = on[site.rounded]
     for user in site.users:
-        values = {**off, site.rounded: sums.coarse}
+        values = {**off, **{node: on[node] for node in (site.rounded, *site.between)}}
         args, kwargs = map_arg((user.args, user.kwargs), values.__getitem__)
         rough = user.target(*args, **kwargs)  # type: ignore[operator]
         sums.signal += float(off[user].double().square().sum())

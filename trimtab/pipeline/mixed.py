@@ -19,6 +19,7 @@ from trimtab.graph.model import Graph
 from trimtab.pipeline.allocate import Factor, Site, allocate
 from trimtab.pipeline.bits import MEASURES
 from trimtab.pipeline.prepare import prepare
+from trimtab.pipeline.sensitivity import weight_of
 
 Sensitivity = Literal["loss", "sqnr", "hessian"]
 
@@ -56,7 +57,7 @@ def mixed(
         raise InputError("mixed: bits", got=bits, expected=f"an average of {wanted[0]} or more")
     if sensitivity not in MEASURES:
         raise InputError("mixed: sensitivity", got=repr(sensitivity), expected=", ".join(MEASURES))
-    counts = {name: graph.tensors()[f"{name}.weight"].numel() for name in names}
+    counts = {name: graph.tensors()[weight_of(graph, name)].numel() for name in names}
     costs = MEASURES[sensitivity](graph, context, names, wanted)
     sites = [Site(name, costs[name]) for name in names]
     factors = [Factor((name,), {"bits": np.array([float(b * counts[name]) for b in wanted])}) for name in names]

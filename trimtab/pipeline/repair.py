@@ -112,11 +112,15 @@ def equalised(plan: Plan) -> Plan:
 
 def spared(plan: Plan, names: Sequence[str]) -> Plan:
     """A plan that keeps layers in higher precision: those of few bits in 8, the others in floating point."""
-    step = plan.steps[_place(plan)]
+    step = plan.steps[_quantises(plan)]
     few = dict(step.get("layers", {}))
     skip = sorted({*step.get("skip", ()), *(name for name in names if name not in few)})
     left = {name: settings for name, settings in few.items() if name not in names}
     return with_settings(plan, layers=left, skip=skip)
+
+
+def _quantises(plan: Plan) -> int:
+    return next(i for i, s in enumerate(plan.steps) if s["technique"] == "Quantise")
 
 
 REPAIRS: tuple[tuple[str, Callable[[Plan], Plan]], ...] = (
@@ -151,8 +155,7 @@ class _Bench:
         best, least = self.plan, self.toll(self.plan)
         kept: list[str] = []
         dropped: list[str] = []
-        tried = [(words, changed) for words, changed in REPAIRS]
-        for words, changed in tried:
+        for words, changed in REPAIRS:
             if not noticed(least.lost, self.goal) or time.monotonic() > end:
                 break
             best, least = self._try(words, changed(best), best, least, kept, dropped)
@@ -178,9 +181,9 @@ class _Bench:
 
     def _spare(self, best: Plan, least: _Toll, kept: list[str], dropped: list[str]) -> tuple[Plan, _Toll]:
         """Leave the costliest layers in higher precision while the rest of the goal holds."""
-        technique = technique_of(best.steps[[s["technique"] for s in best.steps].index("Quantise")])
+        at = _quantises(best)
+        technique = technique_of(best.steps[at])
         assert isinstance(technique, Quantise)
-        at = [s["technique"] for s in best.steps].index("Quantise")
         graph = apply_plan(self.plain, Plan(best.steps[self.place : at]), self.prepared.context)
         ranked = [row.name for row in layer_costs(technique, graph, self.prepared.context, _RANKED).layers if row.kind]
         whole = best

@@ -160,24 +160,36 @@ def rounded(graph: Graph, weight: str, bits: int = 8, activation: bool = True) -
         bits: of the weight.
         activation: round the layer's input too.
     """
-    chosen = {
-        n for n in graph.nodes() if len(n.args) > 1 and isinstance(n.args[1], Node) and n.args[1].target == weight
-    }
+    reads = {n for n in graph.nodes() if any(_is(a, weight) for a in n.all_input_nodes)}
     coarse = rounded_weight(graph.tensors()[weight], bits)
 
     class OneLayer(Interpreter):
         def run_node(self, n: Node) -> Any:
-            if n not in chosen:
+            if _is(n, weight):
+                return coarse
+            if n not in reads or not activation:
                 return super().run_node(n)
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            x, _, *rest = args
-            return n.target(_byte(x) if activation else x, coarse, *rest, **kwargs)  # type: ignore[operator]
+            plain = zip(n.args, args, strict=True)
+            inputs = tuple(_byte(a) if isinstance(old, Node) and old.op != "get_attr" else a for old, a in plain)
+            return n.target(*inputs, **kwargs)  # type: ignore[operator]
 
     def run(*inputs: Tensor) -> Any:
         values = OneLayer(graph.net).run(*inputs)
         return values[0] if graph.bare else dict(zip(graph.outputs, values, strict=True))
 
     return run
+
+
+def weight_of(graph: Graph, layer: str) -> str:
+    """The name of a layer's weight: its module's `weight`, else the first matrix or kernel in it."""
+    tensors = graph.tensors()
+    inside = (name for name, t in tensors.items() if name.rpartition(".")[0] == layer and t.ndim > 1)
+    return next((name for name in (f"{layer}.weight", layer) if name in tensors), None) or next(inside)
+
+
+def _is(node: Node, parameter: str) -> bool:
+    return node.op == "get_attr" and node.target == parameter
 
 
 def _byte(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from trimtab.core.goal import Goal
 from trimtab.core.plan import Plan
 from trimtab.hardware.layer import Layer
 from trimtab.pipeline.allocate import Factor, Site
+from trimtab.pipeline.deploy import FILES
 from trimtab.pipeline.devices import held_to
 from trimtab.pipeline.points import is_integer
 from trimtab.pipeline.prepare import Prepared, settled
@@ -78,8 +79,9 @@ def survey(prepared: Prepared, goal: Goal, whole: Plan, clocked: Clocked, file: 
 
 
 def packed(prepared: Prepared, file: Path) -> bool:
-    """Whether the device reads the ONNX file itself, in which weights of few bits are packed."""
-    return prepared.device.artifact(file) == onnx_files(file)
+    """Whether the device reads files of ours, in which weights of few bits are packed, and none of its own make."""
+    ours = {*onnx_files(file), *(file.with_name(name) for name in FILES)}
+    return set(prepared.device.artifact(file)) <= ours
 
 
 def _values(clocked: Clocked) -> dict[str, float]:

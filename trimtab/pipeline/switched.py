@@ -27,7 +27,8 @@ class Site:
         weight: the name of its weight.
         kind: of it: `int8`, `int4`, `ternary`, ...
         rounded: the node that gives the weight on its grid.
-        users: the nodes that read that.
+        between: nodes that only move that, such as a transpose.
+        users: the nodes that compute with it.
         inputs: the quantised activations that these read.
         start: the place in the graph of the first node that its quantisation touches.
     """
@@ -36,6 +37,7 @@ class Site:
     weight: str
     kind: str
     rounded: Node
+    between: tuple[Node, ...]
     users: tuple[Node, ...]
     inputs: tuple[FakeTensor, ...]
     start: int
@@ -63,7 +65,7 @@ class Switched(Interpreter):
         kinds = [(w.name, f"int{max(w.high, -w.low - 1).bit_length() + 1}", w.node) for w in weights_of(graph)]
         kinds += [(w.name, w.kind, w.node) for w in low_weights_of(graph)]
         self.sites = tuple(_site(*kind, self.fakes, place) for kind in kinds)
-        self.homes = {node: s.name for s in self.sites for node in (s.rounded, *s.users)}
+        self.homes = {node: s.name for s in self.sites for node in (s.rounded, *s.between, *s.users)}
         self.names = {s.rounded: s.weight for s in self.sites}
         self.on: Collection[str] = ()
 
@@ -118,7 +120,15 @@ class Switched(Interpreter):
 
 
 def _site(weight: str, kind: str, rounded: Node, fakes: Mapping[Node, FakeTensor], place: Mapping[Node, int]) -> Site:
-    users = tuple(rounded.users)
+    between: list[Node] = []
+    users: list[Node] = []
+    todo = list(rounded.users)
+    while todo:
+        node = todo.pop(0)
+        moved = node.op == "call_function" and len(node.all_input_nodes) == 1
+        (between if moved else users).append(node)
+        todo += node.users if moved else ()
     inputs = tuple(fakes[a] for user in users for a in user.all_input_nodes if a in fakes)
     start = min(place[node] for node in (rounded, *users))
-    return Site(weight.rpartition(".")[0] or weight, weight, kind, rounded, users, inputs, start)
+    name = weight.rpartition(".")[0] or weight
+    return Site(name, weight, kind, rounded, tuple(between), tuple(users), inputs, start)

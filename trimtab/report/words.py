@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,12 +133,16 @@ def step(made: Mapping[str, Any]) -> str:
     """A step of a plan in one phrase."""
     name, settings = str(made.get("technique", "?")), {k: v for k, v in made.items() if k != "technique"}
     keep, blocks = settings.pop("keep", None), settings.pop("blocks", None)
+    layers = settings.pop("layers", None)
     parts = []
     if isinstance(keep, Mapping):
         left = sum(len(v) for v in keep.values() if isinstance(v, list))
         parts.append(f"{len(keep)} groups of channels cut, {left} channels left in them")
     if isinstance(blocks, list):
         parts.append(", ".join(map(str, blocks)))
+    if isinstance(layers, Mapping):
+        kinds = Counter(_plain(v) for v in layers.values())
+        parts += [f"{kind} in {count} layer{'s' if count > 1 else ''}" for kind, count in kinds.items()]
     parts += [f"{key} {_plain(v)}" for key, v in settings.items()]
     return f"{name}: {'; '.join(parts)}" if parts else name
 
