@@ -58,6 +58,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     name_transposed(work, parameters or {})
     later = store_bits(work)
     store_narrow(work)
+    _dead(work)
     names = short_names(work, parameters or {})
     packed = ModelProto(ir_version=max(whole.ir_version, _IR_VERSION) if later else whole.ir_version)
     packed.opset_import.extend(o for o in whole.opset_import if o.domain in {n.domain for n in work.nodes} | {""})

@@ -18,6 +18,7 @@ def arrange_weights(work: Work) -> None:
 
     - A matrix product takes its levels as [in, out]: ONNX Runtime fuses that into its product of floats with 8- or
       4-bit weights. It leaves out a weight that is to be transposed.
+      A product without a bias right before a relu it leaves as it is (release 1.31).
     - A convolution or a look-up has no such kernel, and would dequantise the weight at every inference. Written as a
       cast and a multiplication, that is done once, when the file is loaded.
     - A linear layer whose input is quantised as it comes is a product and an addition: only so is it fused.
