@@ -252,3 +252,20 @@ def test_a_learnt_rounding_can_be_run_with_other_settings(residual: Made) -> Non
         return output_error(residual, result)
 
     assert error(0.01) < error(1e-5)
+
+
+@pytest.mark.parametrize("rounding", [{"method": "brecq", "iterations": 20}, "gptq"])
+def test_conversion_takes_the_levels_that_were_chosen(rounding: Any) -> None:
+    data = image_batch(64)
+    graph = capture(Resnet().eval(), (data[:2],))
+    context = Context(Task(nn.Identity(), data[:2]), calibrate=((data,),))
+    technique = Quantise(weight={"bits": 4}, rounding=rounding, correct=True)
+    found, nearest = technique.finished(graph, context), Quantise(weight={"bits": 4}).apply(graph, context)
+    result = technique.convert(found.prepared)
+    for layer in layers(found.prepared):
+        levels = result.tensors()[layer.weight]
+        assert torch.equal(levels * layer.step, found.prepared.tensors()[layer.weight])
+        assert torch.equal(result.tensors()[layer.weight + "_scale"], nearest.tensors()[layer.weight + "_scale"])
+        assert not torch.equal(levels, nearest.tensors()[layer.weight])
+    with torch.no_grad():
+        assert torch.allclose(result(data), found.prepared(data), atol=1e-4)
