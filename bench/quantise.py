@@ -42,8 +42,7 @@ Maker = Callable[[Prepared, Path, argparse.Namespace], list[Made]]
 BOTH = ("onnxruntime", "openvino")
 CALIBRATIONS = ("minmax", "average", "percentile", "entropy", "mse")
 FOUR = {"bits": 4, "per": "channel"}
-LEARN: dict[str, Any] = {"lr": 0.01, "alpha": 0.1, "temperature": 4.0, "weight_decay": 1e-4, "ema": 0.999,
-         "precision": "fp32"}  # fmt: skip
+LEARN: dict[str, Any] = {"lr": 0.02, "weight_decay": 1e-4, "features": 50.0, "precision": "fp32"}
 """What the 4-bit and the binary networks are trained with; steps are what fits in the time."""
 
 
