@@ -18,6 +18,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.goal import Goal
 from trimtab.core.target import parse
 from trimtab.core.task import Arrays, Task, accuracy
+from trimtab.hardware.machine import machine
 from trimtab.pipeline.fit import fit
 from trimtab.pipeline.verify import verify
 
@@ -37,6 +38,8 @@ def test_fit_for_a_machine_that_measures_for_us(tmp_path: Path, monkeypatch: pyt
             verify(tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["target"]["device"] == url
+    assert report["machine"]["address"] == url
+    assert report["machine"]["processor"] == report["here"]["processor"] == machine().processor
     assert report["runtime"] in ("onnxruntime", "openvino")
     for point in report["points"]:
         latency = point["metrics"]["latency"]

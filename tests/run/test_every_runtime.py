@@ -11,9 +11,11 @@ import torch
 
 from tests.run.networks import images, quantised, residual
 from trimtab.core.errors import FileError, InputError, NotInteger
+from trimtab.core.target import Target
 from trimtab.graph.model import Graph
 from trimtab.graph.save import save
 from trimtab.run import KNOWN, ExecuTorch, Runtime, runtime
+from trimtab.run.cpu import Cpu, _fell_back
 from trimtab.run.export import INTEGER_TOLERANCE, difference, export_onnx
 from trimtab.run.fusable import INTEGER, SUPPORT
 from trimtab.run.integer import integer_report, require_integer
@@ -118,6 +120,14 @@ def test_executorch_names_what_falls_back_and_keeps_its_program(program: Path) -
     assert ExecuTorch().artifact(file)[0].stat().st_mtime_ns == written
     save(residual()[1], program.parent)  # another network in its place
     assert {row["precision"] for row in account(ExecuTorch().artifact(file)[0])["layers"]} == {"fp32"}
+
+
+def test_the_note_of_a_timing_names_what_falls_back(program: Path) -> None:
+    file = program.with_name("model.onnx")
+    clocked = Cpu("executorch").clock(file, {"own": file}, Target(runtime="executorch"), [images(1).numpy()], 0.05)
+    (note,) = [note for note in clocked["own"].notes if "XNNPACK" in note]
+    assert note.endswith("in portable kernels that are not tuned: slice_copy.")
+    assert _fell_back(file, "onnxruntime", 1) == ()
 
 
 def test_executorch_multiplies_integers_by_its_own_profile(program: Path, tmp_path: Path) -> None:
