@@ -199,7 +199,8 @@ SCHEME = st.one_of(
 )
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_random_networks_agree_to_one_quantum(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     chosen = data.draw(st.lists(BRANCH, min_size=4, max_size=4))
