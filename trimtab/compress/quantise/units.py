@@ -88,7 +88,8 @@ def layers(prepared: Graph) -> tuple[Layer, ...]:
 def weighted(prepared: Graph) -> dict[Node, str]:
     """The nodes of all layers whose weight is rounded, ternary and binary ones too, with its name, in graph order."""
     place = _places(prepared)
-    found = {_reader(fake.node, place): fake.name for fake in (*weights_of(prepared), *low_weights_of(prepared))}
+    found = {_reader(fake.node, place): fake.name for fake in weights_of(prepared)}
+    found |= {_reader(low.node, place): low.name for low in low_weights_of(prepared)}
     return {node: found[node] for node in place if node in found}
 
 
