@@ -140,7 +140,7 @@ def test_sentences_count_as_pairs_in_any_order_and_as_often_as_both_were_drawn(e
     assert module.correlation(embeddings, targets) == pytest.approx(expected)
     shuffled = torch.tensor([3, 8, 0, 5, 1, 9, 2, 7, 4, 6])
     assert module.correlation(embeddings[shuffled], targets[shuffled]) == pytest.approx(expected)
-    drawn = torch.tensor([1, 0, 0, 3, 2, 5, 4, 7, 9])  # the first pair twice, the last one's partner missing
+    drawn = torch.tensor([1, 0, 0, 3, 2, 5, 4, 7, 6, 9])  # the first pair twice, the last one's partner missing
     twice = [0, 0, 1, 2, 3]
     both = [module.ranks(values[twice]) for values in (said, -angles)]
     again = float(torch.corrcoef(torch.stack(both))[0, 1])

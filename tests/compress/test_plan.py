@@ -68,7 +68,7 @@ def test_recipes(text: str, technique: object) -> None:
         ("a.prune(0.5)", "expected one call"),
         ("prune(0.5); import os", "expected one call"),
         ("prune(0.5) + 1", "expected one call"),
-        ("shrink(0.5)", "'shrink' is no technique: expected one of distil, prune, quantise"),
+        ("shrink(0.5)", "'shrink' is no technique: expected one of distil, equalise, prune, quantise"),
         ("prune(ratio=__import__('os').getcwd())", "expected a literal"),
         ("prune(ratio=1 + 1)", "expected a literal"),
         ("prune(**{'ratio': 1})", "settings by name"),
@@ -81,7 +81,7 @@ def test_recipes(text: str, technique: object) -> None:
         ("prune(multiple=8.5)", "expected a whole number"),
         ("distil()", "steps is missing"),
         ("quantise(" + ", ".join("1" * 99) + ")", "98 values"),
-        ("quantise(int4)", "got 'int4', expected 8 or int8"),
+        ("quantise(int9)", "got 'int9', expected 2 to 8, int2"),
         ("quantise(bits=8, weight={'bits': 8})", "bits and weight"),
         ("quantise(skip=linear)", "expected a list of text"),
         ("prune(keep={1: [0]})", "expected an object"),
@@ -98,10 +98,13 @@ def test_wrong_recipes_are_one_line(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"technique": "os.system"}, "got 'os.system', expected one of Distil, Prune"),
+        ({"technique": "os.system"}, "got 'os.system', expected one of Distil, Equalise, Prune"),
         ({"technique": "step_of"}, "expected one of"),
         ({}, "got None"),
-        ({"technique": "Quantise", "calibration": ["mse"]}, "expected minmax or percentile or mse"),
+        (
+            {"technique": "Quantise", "calibration": ["mse"]},
+            "expected minmax or average or percentile or ",
+        ),
         ({"technique": "Prune", "keep": [1]}, "expected an object of a list of a whole number by name"),
         ({"technique": "Prune", "keep": {"a": [True]}}, "Prune: keep: a: got True, expected a whole number"),
         ({"technique": "Distil", "steps": 10.5}, "expected a whole number"),

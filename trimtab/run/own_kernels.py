@@ -36,6 +36,9 @@ _PRODUCTS = (
     "aten::bmm",
 )
 
+_PROLOGUE = "AOTDispatcher"
+"""Of the events of torch's compiler, what stands beside each call."""
+
 
 def own_kernels(graph: Graph, runtime: str, batch: int = 1, threads: int = 1, runs: int = 60) -> tuple[Kernel, ...]:
     """The kernels that a runtime executes of a network, in order, with their median times.
@@ -127,7 +130,7 @@ def _inductor(graph: Graph, inputs: Sequence[Tensor], batch: int, threads: int, 
 
 def _innermost_calls(events: Sequence[Any], runs: int) -> list[Any]:
     """What the compiled function calls, in order: the outermost events, or what stands in the one of each run."""
-    level = [e for e in events if e.cpu_parent is None]
+    level = [e for e in events if e.cpu_parent is None and not e.name.startswith(_PROLOGUE)]
     while len(level) == runs and all(e.cpu_children for e in level):
         level = [child for e in level for child in e.cpu_children]
     return sorted(level, key=lambda e: float(e.time_range.start))

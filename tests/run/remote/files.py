@@ -23,15 +23,18 @@ def integer(path: Path, layer: Layer = LAYER) -> Path:
 
 
 def half_integer(path: Path) -> Path:
-    """A convolution whose weight alone is in integers: it runs in floats."""
+    """A convolution of integers whose result is not quantised: it runs in floats."""
     constants = [
         numpy_helper.from_array(np.ones((16, 8, 3, 3), np.int8), "w"),
         numpy_helper.from_array(np.float32(0.1), "s"),
         numpy_helper.from_array(np.int8(0), "z"),
+        numpy_helper.from_array(np.uint8(0), "u"),
     ]
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
-        helper.make_node("Conv", ["x", "wd"], ["y"], "conv"),
+        helper.make_node("QuantizeLinear", ["x", "s", "u"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "u"], ["xd"]),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], "conv"),
     ]
     ins = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 8, 12, 12))]
     outs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
