@@ -30,7 +30,7 @@ SHARES = (0.75, 0.5, 0.25)
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 """Bits of a weight on disk at each integer precision of an axis; those below 8 are computed as int8."""
 STORED = ("int4",)
-"""Precisions of weights on disk alone, offered where the goal asks for a small file. Two bits were not found to pay."""
+"""Precisions of weights on disk alone, offered where the goal asks for a small file. Two bits: not measured yet."""
 
 COSTS = ("latency", "energy", "size", "macs")
 COMBINATIONS = 3000

@@ -156,7 +156,7 @@ ONNXRUNTIME = IntegerSupport(
 resizing, pixel shuffle, means over given axes and norms run in floating point between the integer operators, as read
 from its optimised models. A linear layer with a floating-point result needs its bias in 32-bit integers at the scale of
 input times weight, on sequences too: it becomes a Gemm once its shapes are known. Attention's own products could be
-integer, but quantising what they read costs what that gains."""
+integer; whether quantising what they read pays was not timed."""
 
 OPENVINO = IntegerSupport(
     weighted=_WEIGHTED,
