@@ -106,5 +106,6 @@ def test_a_point_with_few_bits_is_one_step_that_names_their_layers(made: tuple[G
     assert space.steps(point) == [{"technique": "Quantise"}]
     mixed = point | {"Quantise:conv": 0, "Quantise:layer2.0.conv1": 2}
     few = {"layer2.0.conv1": {"bits": 4}}
-    assert space.steps(mixed) == [{"technique": "Quantise", "skip": ["conv"], "layers": few, "calibration": "mse"}]
+    low = {"layers": few, "calibration": "mse", "correct": True}
+    assert space.steps(mixed) == [{"technique": "Quantise", "skip": ["conv"], **low}]
     technique_of(space.steps(mixed)[0])

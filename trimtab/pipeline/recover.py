@@ -218,6 +218,8 @@ def _quantised(prepared: Prepared, trained: Runner, goal: Goal, original: Point,
 def _aware(prepared: Prepared, trained: Plan, quantise: dict[str, Any], seconds: float) -> Plan:
     """The trained plan with quantisation that trains for so long: few bits at a higher rate, for they have farther."""
     graph = apply_plan(prepared.graph, trained, prepared.context)
+    # training moves weights and biases itself
+    quantise = {name: value for name, value in quantise.items() if name not in ("rounding", "correct")}
     technique = technique_of({**quantise, "train": {"steps": 1}})
     assert isinstance(technique, Quantise)
     fake = technique.prepare(graph, prepared.context)

@@ -82,7 +82,8 @@ class Space:
         if any(p in BITS for p in left.values()):
             skip = sorted(name for name, p in left.items() if p == "fp32")
             few = {name: {"bits": BITS[p]} for name, p in sorted(left.items()) if BITS.get(p, 8) < 8}
-            low = {"layers": few, "calibration": "mse"} if few else {}
+            # a range of least squared error cuts off what is largest, which moves sums of inputs that have one sign
+            low = {"layers": few, "calibration": "mse", "correct": True} if few else {}
             steps.append({"technique": "Quantise", **({"skip": skip} if skip else {}), **low})
         return steps
 
