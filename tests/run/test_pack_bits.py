@@ -76,7 +76,12 @@ def convolution(weight: np.ndarray[Any, Any], top: int = 255, quantised: bool = 
 
 def run(model: Any, optimised: bool) -> np.ndarray[Any, Any]:
     width = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    x = np.random.default_rng(2).normal(size=(3, width, 6, 6)).astype(np.float32)
+    return computed(model, (3, width, 6, 6), optimised)
+
+
+def computed(model: Any, shape: tuple[int, ...], optimised: bool) -> np.ndarray[Any, Any]:
+    """The first output on random values of `x`, with or without ONNX Runtime's optimiser."""
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     if not optimised:

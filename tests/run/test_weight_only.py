@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.run.test_pack_bits import convolution, kinds, levels, node
+from tests.run.test_pack_bits import computed, convolution, kinds, levels, node
 from tests.run.test_pack_bits import run as run_images
 from trimtab.core.errors import NotInteger
 from trimtab.run.integer import integer_report, require_integer, smaller
@@ -51,13 +50,7 @@ def blocks(zeros: bool = True) -> Any:
 
 def run(model: Any, optimised: bool = False) -> np.ndarray[Any, Any]:
     rank = len(model.graph.input[0].type.tensor_type.shape.dim)
-    x = np.random.default_rng(2).normal(size=(3, 5, INS)[3 - rank :]).astype(np.float32)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0])
+    return computed(model, (3, 5, INS)[3 - rank :], optimised)
 
 
 def written(model: Any, folder: Path) -> Path:

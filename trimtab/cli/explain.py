@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trimtab.cli.files import is_run
-from trimtab.cli.options import Folder, Json
+from trimtab.cli.options import Address, Folder, Json
 from trimtab.cli.show import Bars, as_json, table
 from trimtab.core.target import parse
 
@@ -15,10 +15,7 @@ from trimtab.core.target import parse
 def explain(
     folder: Folder,
     task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task of the run.", show_default=False)],
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The run's target, where it is an address.", show_default=False),
-    ] = None,
+    target: Address = None,
     json: Json = False,
 ) -> int:
     """Rank the layers of a run's network by what their quantisation cost."""

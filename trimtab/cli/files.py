@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli.options import Folder, Json
+from trimtab.cli.options import Address, Folder, Json
 from trimtab.cli.show import Bars, as_json, note, table
 from trimtab.core.errors import FileError
 from trimtab.core.target import parse
@@ -31,10 +31,7 @@ def verify(
     task: Annotated[
         str | None, typer.Option("--task", metavar="TASK", help="The task, to score it again.", show_default=False)
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The run's target, where it is an address.", show_default=False),
-    ] = None,
+    target: Address = None,
     json: Json = False,
 ) -> int:
     """Measure a run's network again, in a clean process."""

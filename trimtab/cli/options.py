@@ -25,6 +25,10 @@ Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run's folder.", show_default="runs/<the task's name>")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Of everything random.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--target", metavar="URL", help="The run's target, where it is an address.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from trimtab.compress.quantise.adaround import Descent, reconstructed
 from trimtab.compress.quantise.brecq import block_units
 from trimtab.compress.quantise.gptq import gptq
-from trimtab.compress.quantise.staged import Inputs, chunks
+from trimtab.compress.quantise.staged import Inputs, chunks, room
 from trimtab.compress.quantise.units import layer_units, layers
 from trimtab.compress.settings import made
 from trimtab.core.context import Progress
@@ -75,7 +75,12 @@ def rounded(
     found = layers(prepared)
     parts = chunks(prepared, inputs, settings.samples, seed)
     if settings.method == "gptq":
-        return gptq(prepared, found, parts, progress)
-    units = layer_units(prepared, found) if settings.method == "adaround" else block_units(prepared, found)
-    descent = Descent(iterations=settings.iterations, seed=seed)
-    return reconstructed(prepared, folded, units, parts, descent, progress)
+        result = gptq(prepared, found, parts, progress)
+    else:
+        units = layer_units(prepared, found) if settings.method == "adaround" else block_units(prepared, found)
+        descent = Descent(iterations=settings.iterations, seed=seed)
+        result = reconstructed(prepared, folded, units, parts, descent, progress)
+    most = room(prepared)
+    if most >= settings.samples:
+        return result
+    return result.note(f"Rounding saw at most {most} calibration samples: memory holds the values of no more.")

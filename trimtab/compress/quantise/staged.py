@@ -24,7 +24,7 @@ _LEARNT = torch.ops.aten._fake_quantize_learnable_per_tensor_affine.default
 
 
 def chunks(graph: Graph, inputs: Sequence[Inputs], samples: int, seed: int) -> list[Inputs]:
-    """Calibration samples in a seeded random order, in chunks of `CHUNK`, no more than memory holds.
+    """Calibration samples in a seeded random order, in chunks of `CHUNK`, no more than `MEMORY` holds.
 
     Inputs of which one has no batch dimension stay in the batches that they come in.
 
@@ -40,11 +40,16 @@ def chunks(graph: Graph, inputs: Sequence[Inputs], samples: int, seed: int) -> l
     whole = [torch.cat([batch[i] for batch in inputs], place) for i, place in enumerate(places)]
     total = whole[0].shape[places[0]]
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    order = order[: max(1, min(samples, MEMORY // max(1, heaviest(graph))))]
+    order = order[: min(samples, room(graph))]
     return [
         tuple(value.index_select(place, part.to(value.device)) for value, place in zip(whole, places, strict=True))
         for part in torch.split(order, CHUNK)
     ]
+
+
+def room(graph: Graph) -> int:
+    """How many samples `MEMORY` holds the values of, 1 at least."""
+    return max(1, MEMORY // max(1, heaviest(graph)))
 
 
 def heaviest(graph: Graph) -> int:
