@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,13 @@ def data(n: int, seed: int, shuffle: bool = False) -> Arrays:
     return Arrays(images, labels, batch=32, shuffle=shuffle)
 
 
-def trained() -> torch.nn.Module:
+def learnt(make: Callable[[], torch.nn.Module], rate: float, epochs: int) -> torch.nn.Module:
+    """A network of seeded weights, trained on the quarters, evaluating."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = small().train()
-        optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-        for _ in range(6):
+        network = make().train()
+        optimiser = torch.optim.Adam(network.parameters(), rate)
+        for _ in range(epochs):
             for x, y in data(256, 1, shuffle=True):
                 loss = torch.nn.functional.cross_entropy(network(x), y)
                 optimiser.zero_grad()
@@ -43,10 +45,19 @@ def trained() -> torch.nn.Module:
     return network.eval()
 
 
+def plain(width: int) -> torch.nn.Module:
+    """Two convolutions, of 24 and `width` channels, and a head."""
+    nn = torch.nn
+    return nn.Sequential(
+        *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, width, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4)),
+    )
+
+
 @pytest.fixture(scope="module")
 def task() -> Task:
     return Task(
-        trained(),
+        learnt(small, 3e-3, 6),
         torch.randn(2, 1, 8, 8),
         train=data(256, 1, shuffle=True),
         validate=data(128, 2),

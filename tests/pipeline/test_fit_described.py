@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.hardware.boards import integer_only, limited, written
-from tests.pipeline.test_fit import data
+from tests.pipeline.test_fit import data, learnt, plain
 from trimtab.core.goal import Goal
 from trimtab.core.target import parse
 from trimtab.core.task import Task, accuracy
@@ -24,20 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     """Two convolutions and a head, trained for a moment: some 17 kB in fp32, 5 kB in int8."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = nn.Sequential(
-            *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 16, 3, stride=2, padding=1), nn.ReLU()),
-            *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 4)),
-        )
-        optimiser = torch.optim.Adam(made.parameters(), 1e-2)
-        for _ in range(3):
-            for x, y in data(256, 1, shuffle=True):
-                loss = nn.functional.cross_entropy(made(x), y)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-    return made.eval()
+    return learnt(lambda: plain(16), 1e-2, 3)
 
 
 @pytest.fixture

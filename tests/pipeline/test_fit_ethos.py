@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from tests.pipeline.test_fit import data
+from tests.pipeline.test_fit import data, learnt, plain
 from trimtab.core.goal import Goal
 from trimtab.core.task import Task, accuracy
 from trimtab.pipeline.fit import fit
@@ -24,21 +23,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def task() -> Task:
     """Two convolutions and a head, trained for a moment. Without training data: it is cut and quantised only."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = nn.Sequential(
-            *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU()),
-            *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 4)),
-        )
-        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-        for _ in range(3):
-            for x, y in data(256, 1, shuffle=True):
-                loss = nn.functional.cross_entropy(network(x), y)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
     parts = {"validate": data(128, 2), "test": data(128, 3)}
-    return Task(network.eval(), torch.randn(2, 1, 8, 8), score=accuracy, name="quarters", **parts)
+    return Task(learnt(lambda: plain(32), 1e-2, 3), torch.randn(2, 1, 8, 8), score=accuracy, name="quarters", **parts)
 
 
 def test_ethos_u55(task: Task, tmp_path: Path) -> None:
