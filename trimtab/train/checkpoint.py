@@ -35,6 +35,7 @@ def identity(graph: Graph) -> str:
 def key(graph: Graph, context: Context, recipe: Recipe) -> str:
     """What names a training in the store: everything that decides its result."""
     parts: list[Any] = [identity(graph), recipe, fingerprint(context.task), context.device]
+    parts += [type(rule).__name__ for rule in recipe.rules]  # two rules may have the same settings
     taught = recipe.distil is not None or (context.task.loss is None and context.task.step is None)
     if taught and context.teacher is not None:
         parts.append(identity(context.teacher))
@@ -51,6 +52,7 @@ def save(training: Training, store: Store, name: str) -> None:
         for slot, value in training.optimiser.state.get(p, {}).items()
         if isinstance(value, Tensor)
     }
+    tensors |= {f"rule/{i}/{k}": v for i, state in enumerate(training.states) for k, v in state.items()}
     tensors["position"] = torch.tensor([training.steps, *training.position])
     store.put(name, {"training": "unfinished"}, tensors)
 
@@ -69,6 +71,9 @@ def restore(training: Training, store: Store, name: str) -> bool:
             training.tensors[rest].copy_(value)
         elif kind == "average":
             training.average[rest].copy_(value)
+        elif kind == "rule":
+            index, _, slot = rest.partition("/")
+            training.states[int(index)][slot] = value
         else:
             parameter, _, slot = rest.rpartition("/")
             p = training.tensors[parameter]

@@ -58,6 +58,8 @@ def fit_network(graph: Graph, context: Context, recipe: Recipe) -> Graph:
             training.answers = answers_for(context, recipe, identity(context.teacher))
     with torch.random.fork_rng():
         _run(training, context, recipe, f"{name}-unfinished")
+    for rule, state in zip(recipe.rules, training.states, strict=True):
+        rule.end(training, state)
     result = training.tensors | training.average
     if training.answers is not None:
         training.answers.keep()

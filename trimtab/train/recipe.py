@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.core.errors import InputError
+from trimtab.train.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Recipe:
             (0.99 suits a few hundred steps); None keeps the last weights. The average starts with
             decay (1 + t) / (10 + t), so that short trainings do not end near their start.
         seed: of data order, augmentation and dropout.
+        rules: what is done beside following the loss, in order.
     """
 
     steps: int
@@ -64,6 +66,7 @@ class Recipe:
     distil: Distillation | None = None
     ema: float | None = None
     seed: int = 0
+    rules: tuple[Rule, ...] = ()
 
     def check(self) -> Recipe:
         """The recipe itself, or InputError naming the setting that is out of range."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from trimtab.train.distil import distillation_loss
 from trimtab.train.features import feature_loss, places, tapped
 from trimtab.train.network import Learner
 from trimtab.train.recipe import Distillation, Recipe, rate
+from trimtab.train.rule import State
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Training:
         position: `(epoch, index)` of the next batch.
         answers: where the teacher's answers are kept; None asks each time.
         taps: the features of the last call, of the network and of its teacher; None where none are compared.
+        states: what each of the recipe's rules remembers.
     """
 
     tensors: dict[str, Tensor]
@@ -52,6 +54,7 @@ class Training:
     position: tuple[int, int] = (0, 0)
     answers: Answers | None = None
     taps: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    states: list[State] = field(default_factory=list)
 
 
 def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
@@ -76,16 +79,19 @@ def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
         if names:
             taps = tapped(own.net, names), tapped(taught.net, names)
         teacher = _learner(taught, recipe).requires_grad_(False)
-    average = {k: v.detach().clone() for k, v in held.items() if v.dtype.is_floating_point}
-    return Training(
+    training = Training(
         tensors=held,
         graph=own,
         network=_learner(own, recipe),
         teacher=teacher,
         optimiser=_optimiser(own, recipe),
-        average=average if recipe.ema is not None else {},
+        average={},
         taps=taps,
     )
+    training.states += [rule.begin(training, recipe) for rule in recipe.rules]
+    if recipe.ema is not None:
+        training.average |= {k: v.detach().clone() for k, v in held.items() if v.dtype.is_floating_point}
+    return training
 
 
 def _prepared(graph: Graph, device: str, recipe: Recipe, training: bool) -> Graph:
@@ -125,6 +131,9 @@ def advance(training: Training, batch: Batch, task: Task, recipe: Recipe) -> Non
     for group in training.optimiser.param_groups:
         group["lr"] = lr
     loss = objective(training, batch, task, recipe)
+    for rule, state in zip(recipe.rules, training.states, strict=True):
+        penalty = rule.penalty(training, state, recipe)
+        loss = loss if penalty is None else loss + penalty
     if not math.isfinite(float(loss.detach())):
         raise TrimtabError(
             "train: the loss is not finite",
@@ -138,6 +147,8 @@ def advance(training: Training, batch: Batch, task: Task, recipe: Recipe) -> Non
         torch.nn.utils.clip_grad_norm_(training.graph.net.parameters(), recipe.clip)
     training.optimiser.step()
     training.steps += 1
+    for rule, state in zip(recipe.rules, training.states, strict=True):
+        rule.after(training, state, recipe)
     if recipe.ema is not None:
         _average(training, min(recipe.ema, (1 + training.steps) / (10 + training.steps)))
 
