@@ -60,7 +60,7 @@ def _branch(graph: Graph, add: Node, nodes: list[Node], order: dict[Node, int]) 
     if not path or any(user not in path and user is not add for node in path for user in node.users):
         return None
     branch = path | _feeding(path, source)
-    branch |= _counters(branch, nodes)
+    branch |= counters(branch, nodes)
     parameters = [str(n.target) for n in nodes if n in branch and n.op == "get_attr"]
     weights = dict(graph.net.named_parameters())
     if not any(name in weights for name in parameters):
@@ -98,7 +98,7 @@ def _feeding(path: set[Node], source: Node) -> set[Node]:
     return feeding
 
 
-def _counters(branch: set[Node], nodes: list[Node]) -> set[Node]:
+def counters(branch: set[Node], nodes: list[Node]) -> set[Node]:
     """The batch counts of the branch's norms: buffers beside theirs that are written and never read."""
     owners = {str(n.target).rpartition(".")[0] for n in branch if n.op == "get_attr"}
     counted = {
@@ -163,13 +163,13 @@ def remove(graph: Graph, names: Collection[str]) -> Graph:
         source = next(a for a in add.all_input_nodes if a.name not in block.nodes)
         add.replace_all_uses_with(source)
         dead |= {add, *(nodes[n] for n in block.nodes)}
-    _erase(result, dead)
+    erase(result, dead)
     result.net.graph.lint()
     result.net.recompile()
     return shaped(result)
 
 
-def _erase(graph: Graph, dead: set[Node]) -> None:
+def erase(graph: Graph, dead: set[Node]) -> None:
     """Erase nodes, and the parameters that no node reads any more."""
     read = {str(n.target) for n in graph.net.graph.nodes if n.op == "get_attr"}
     for node in reversed(list(graph.net.graph.nodes)):
@@ -187,4 +187,4 @@ def _erase(graph: Graph, dead: set[Node]) -> None:
             delattr(graph.net.get_submodule(path), leaf)
 
 
-__all__ = ["Block", "blocks", "remove"]
+__all__ = ["Block", "blocks", "counters", "erase", "remove"]
