@@ -83,7 +83,7 @@ def test_a_module_behind_a_node_reads_that_node(graph):
 
 
 def test_the_result_trains_is_cut_and_saved(graph, tmp_path):
-    module, made = separated(graph)
+    _, made = separated(graph)
     set_mode(made, True)
     made(torch.randn(4, 3, 8, 8)).sum().backward()
     assert made.tensors()["conv2.separable.0.weight"].grad is not None
