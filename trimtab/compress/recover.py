@@ -16,6 +16,8 @@ from trimtab.train.loop import fit_network
 from trimtab.train.precision import concrete
 from trimtab.train.recalibrate import recalibrate_norms
 from trimtab.train.recipe import Distillation, Recipe
+from trimtab.train.rule import Rule
+from trimtab.train.zeros import HoldZeros, has_sparse
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ class Distil:
         return ()
 
     def apply(self, graph: Graph, context: Context) -> Graph:
-        """The graph with trained weights, evaluating."""
-        return fit_network(graph, context, self.recipe())
+        """The graph with trained weights, evaluating; a sparse weight (see `train.zeros`) keeps its zeros."""
+        return self.fit(graph, context, (HoldZeros(),) if has_sparse(graph) else ())
+
+    def fit(self, graph: Graph, context: Context, rules: tuple[Rule, ...]) -> Graph:
+        """The same under other rules: what a technique that trains does beside following the loss."""
+        return fit_network(graph, context, replace(self.recipe(), rules=rules))
 
     def resolve(self, graph: Graph, context: Context) -> Distil:
         """The same with the precision and layout settled, measured where they are open."""
