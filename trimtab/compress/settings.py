@@ -72,7 +72,11 @@ def _one_of(value: Any, hints: tuple[Any, ...], where: str) -> Any:
         origin = get_origin(hint)
         if isinstance(hint, type) and type(value) is hint:
             return value
+        if hint is float and type(value) is int and int not in rest:
+            return float(value)
         if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
+            return _typed(value, hint, where)
+        if origin is not None and isinstance(value, (list, tuple)) and issubclass(origin, Sequence):
             return _typed(value, hint, where)
     raise InputError(where, got=repr(value), expected=" or ".join(_words(h) for h in hints))
 
