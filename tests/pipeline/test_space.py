@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.pipeline.networks import small
+from trimtab.compress.allocate import total
 from trimtab.compress.plan import apply_plan, technique_of
 from trimtab.core.context import Context
 from trimtab.core.goal import Goal
@@ -17,7 +18,6 @@ from trimtab.core.task import Task
 from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
-from trimtab.pipeline.allocate import total
 from trimtab.pipeline.space import STORED, Rest, Space, factors, shapes, space_of
 from trimtab.pipeline.survey import asks_for_size
 from trimtab.run.shapes import layers

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trimtab.compress.allocate import Assignment, Factor, Site, allocate, total
 from trimtab.core.context import Progress
 from trimtab.core.goal import Goal
 from trimtab.core.plan import Plan
-from trimtab.pipeline.allocate import Assignment, Factor, Site, allocate, total
 from trimtab.pipeline.space import COSTS, Space
 
 BUDGETS = (0.8, 0.66, 0.55, 0.46, 0.38, 0.31, 0.25)

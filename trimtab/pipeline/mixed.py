@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trimtab.compress.allocate import Factor, Site, allocate
 from trimtab.compress.plan import step_of
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.context import Context, Progress, quiet
@@ -16,7 +17,6 @@ from trimtab.core.plan import Plan
 from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.graph.model import Graph
-from trimtab.pipeline.allocate import Factor, Site, allocate
 from trimtab.pipeline.bits import MEASURES
 from trimtab.pipeline.prepare import prepare
 from trimtab.pipeline.sensitivity import weight_of

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from trimtab.compress.allocate import Factor, Site
 from trimtab.compress.quantise.ranges import weight_scales
 from trimtab.core.context import Context
 from trimtab.core.space import Axis
@@ -20,7 +21,6 @@ from trimtab.graph.blocks import remove
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.graph.surgery import cut
-from trimtab.pipeline.allocate import Factor, Site
 from trimtab.pipeline.space import BITS, Space
 from trimtab.train.distil import distillation_loss
 from trimtab.train.recipe import Distillation

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab.compress.allocate import Assignment, Factor
 from trimtab.compress.prune.blocks import RemoveBlocks
 from trimtab.compress.prune.channels import Prune
 from trimtab.compress.prune.scores import unit_scores
@@ -21,7 +22,6 @@ from trimtab.graph.blocks import Block, blocks
 from trimtab.graph.coupling import Group, groups
 from trimtab.graph.model import Graph
 from trimtab.hardware.layer import Layer
-from trimtab.pipeline.allocate import Assignment, Factor
 from trimtab.run.shapes import layers
 
 SHARES = (0.75, 0.5, 0.25)

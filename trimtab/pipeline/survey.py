@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.compress.allocate import Factor, Site
 from trimtab.core.goal import Goal
 from trimtab.core.plan import Plan
 from trimtab.hardware.layer import Layer
-from trimtab.pipeline.allocate import Factor, Site
 from trimtab.pipeline.deploy import FILES
 from trimtab.pipeline.devices import held_to
 from trimtab.pipeline.points import is_integer

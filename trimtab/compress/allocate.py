@@ -51,6 +51,7 @@ def allocate(
     *,
     seconds: float = 20.0,
     tie: str = "latency",
+    gap: float = 1e-3,
 ) -> Assignment | None:
     """The choices of least loss whose costs keep the bounds, or None if none do.
 
@@ -64,8 +65,9 @@ def allocate(
         sites: the sites; names are unique.
         factors: the costs.
         at_most: bounds on the sums of costs, by cost name.
-        seconds: limit for the solver, which then gives the best found (gap 0.1 % otherwise).
+        seconds: limit for the solver, which then gives the best found.
         tie: the cost that decides, by a weight of 1e-4 of the loss, between equal losses.
+        gap: share of the loss by which the result may be off the least; 0 is exact.
     """
     programme = _Programme(sites, factors)
     objective = programme.losses()
@@ -80,7 +82,7 @@ def allocate(
         integrality=programme.integrality,
         bounds=Bounds(0, 1),
         constraints=rows,
-        options={"time_limit": seconds, "mip_rel_gap": 1e-3},
+        options={"time_limit": seconds, "mip_rel_gap": gap},
     )
     return None if result.x is None else programme.read(result.x)
 

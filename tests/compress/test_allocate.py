@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.pipeline.allocate import Factor, Site, allocate, total
+from trimtab.compress.allocate import Factor, Site, allocate, total
 
 
 def brute_force(sites: list[Site], factors: list[Factor], bound: float) -> float | None:
