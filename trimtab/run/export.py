@@ -22,6 +22,7 @@ from trimtab.graph.model import Graph
 from trimtab.graph.simplify import simplify
 from trimtab.run.pack import pack
 from trimtab.run.score import NAMED
+from trimtab.run.skip import skip_unneeded
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference allowed between a float graph and its file, relative to the output's largest value."""
@@ -56,6 +57,7 @@ def export_onnx(graph: Graph, path: Path) -> None:
     """
     own = _for_export(graph)
     model = pack(_converted(own), {name: tensor.detach().numpy() for name, tensor in own.tensors().items()})
+    model = skip_unneeded(own, model)
     _check_batch(own, model)
     if not graph.bare:
         model.metadata_props.add(key="outputs", value=NAMED)

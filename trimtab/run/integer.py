@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.core.errors import InputError, NotInteger
 from trimtab.run.executorch import ExecuTorch
-from trimtab.run.layers import Layer, layers, source
+from trimtab.run.layers import Layer, layers, parts, source
 from trimtab.run.openvino import compiled
 from trimtab.run.runtime import read_onnx
 
@@ -131,10 +131,11 @@ def _onnxruntime(path: Path, file: Any, found: tuple[Layer, ...]) -> Iterator[tu
         optimised = Path(folder) / "optimised.onnx"
         optimise(path, optimised)
         model = onnx.load(str(optimised), load_external_data=False)
+    nodes, _ = parts(model.graph)
     constants, producers = _parts(model)
     before = _parts(file)
     readers: dict[str, list[str]] = {}
-    for node in model.graph.node:
+    for node in nodes:
         if node.op_type in ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Cast"):
             continue
         for name in node.input:
@@ -151,8 +152,8 @@ def _onnxruntime(path: Path, file: Any, found: tuple[Layer, ...]) -> Iterator[tu
 
 def _parts(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constants by name, and the node that makes each value."""
-    constants = {t.name: t for t in model.graph.initializer}
-    return constants, {name: node for node in model.graph.node for name in node.output}
+    nodes, constants = parts(model.graph)
+    return constants, {name: node for node in nodes for name in node.output}
 
 
 def _openvino(path: Path, found: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:

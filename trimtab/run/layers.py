@@ -42,20 +42,33 @@ class Layer:
 
 def layers(model: Any) -> tuple[Layer, ...]:
     """The convolutions and matrix products with constant weights of an onnx.ModelProto, in order."""
-    constants = {t.name: t for t in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
+    nodes, constants = parts(model.graph)
+    producers = {name: node for node in nodes for name in node.output}
     return tuple(
         Layer(
             name=_name(node, weight, constants),
             op=node.op_type,
             weight=weight,
-            marks=(*filter(None, (node.output[0], node.name)), *_behind(model, node)),
+            marks=(*filter(None, (node.output[0], node.name)), *_behind(nodes, node)),
             quantised=_stored(constants[weight]) == "integers",
             stored=_stored(constants[weight]),
             meant=_stored(constants[weight]) == "integers" and _integer_input(node, producers),
         )
-        for node, weight in _weighted(model, constants, producers)
+        for node, weight in _weighted(nodes, constants, producers)
     )
+
+
+def parts(graph: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The nodes of an onnx.GraphProto in order and its constants by name, those of its branches among them."""
+    nodes: list[Any] = []
+    constants = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        nodes.append(node)
+        for inner in (a.g for a in node.attribute if a.HasField("g")):
+            more, held = parts(inner)
+            nodes += more
+            constants |= held
+    return nodes, constants
 
 
 def source(name: str, constants: dict[str, Any], producers: dict[str, Any]) -> str | None:
@@ -75,8 +88,8 @@ def source(name: str, constants: dict[str, Any], producers: dict[str, Any]) -> s
     return None
 
 
-def _weighted(model: Any, constants: dict[str, Any], producers: dict[str, Any]) -> Iterator[tuple[Any, str]]:
-    for node in model.graph.node:
+def _weighted(nodes: list[Any], constants: dict[str, Any], producers: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    for node in nodes:
         index = _WEIGHT.get(node.op_type)
         if index is not None and len(node.input) > index:
             weight = source(node.input[index], constants, producers)
@@ -91,10 +104,10 @@ def _packed(tensor: Any) -> bool:
     return bool(tensor.data_type == TensorProto.UINT4)
 
 
-def _behind(model: Any, node: Any) -> Iterator[str]:
+def _behind(nodes: list[Any], node: Any) -> Iterator[str]:
     """Outputs of what alone reads a node: bias additions and activations that runtimes merge into it."""
     for _ in range(3):
-        readers = [n for n in model.graph.node if node.output[0] in n.input]
+        readers = [n for n in nodes if node.output[0] in n.input]
         if len(readers) != 1 or readers[0].op_type in _WEIGHT:
             return
         node = readers[0]
