@@ -28,6 +28,14 @@ from trimtab.run.export import export_onnx
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "Distil": ({"steps": 2, "lr": 0.01, "precision": "fp32", "channels_last": False},),
     "Equalise": ({}, {"absorb": False, "relu6": "replace"}),
+    "Factorise": (
+        {"share": 0.5, "multiple": 1},
+        {"method": "spatial", "ranks": {"conv2": 6}, "aware": True},
+        {"energy": 0.8, "aware": True, "multiple": 1},
+        {"method": "tucker", "ranks": {"conv2": [4, 6]}},
+        {"method": "cp", "ranks": {"conv2": 5}, "aware": True},
+        {"method": "tt", "share": 0.5, "multiple": 1},
+    ),
     "Prune": ({"ratio": 0.5, "multiple": 2}, {"keep": {"conv1.weight:0": [0, 3]}}, {"ratio": 0.5, "score": "eq9"}),
     "Quantise": (
         {},

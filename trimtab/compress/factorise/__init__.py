@@ -1,0 +1,1 @@
+"""Factorise: low rank."""
