@@ -28,7 +28,7 @@ from trimtab.pipeline.load import load_task  # noqa: E402
 ROWS: dict[str, tuple[str, Goal, dict[str, float]]] = {
     "resnet56": (
         "cifar10_resnet56.py",
-        Goal(minimise="latency", max_drop=0.01, at_least={"latency_ratio": 5.1, "size_ratio": 8.0}),
+        Goal(minimise="latency", max_drop=0.01, at_least={"latency_ratio": 5.25, "size_ratio": 8.0}),
         {"drop": 0.01, "ratio": 5.0, "ratio in ONNX Runtime": 4.0, "size ratio": 8.0},
     ),
     "resnet20": (

@@ -25,7 +25,7 @@ from trimtab.pipeline.control import better, train_control
 from trimtab.pipeline.devices import machine_of
 from trimtab.pipeline.folder import adopt, claim, write_study
 from trimtab.pipeline.layers import layer_rows, stored_only
-from trimtab.pipeline.pays import correction, faster, obstacle
+from trimtab.pipeline.pays import correction, faster, obstacle, reference_latency
 from trimtab.pipeline.points import Point, best, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.prove import Proof, prove
@@ -35,6 +35,8 @@ from trimtab.pipeline.repair import learnt_rounding, repaired
 from trimtab.pipeline.survey import Survey, survey
 from trimtab.search.front import front
 
+ROUNDS = 4
+"""How often plans at the goal's bounds are measured, to correct the table there."""
 MIDDLE = 0.5
 """Share of the quantised original's cost at which the table is checked."""
 REPAIR = 0.3
@@ -181,7 +183,8 @@ def _repaired(run: Run, found: Sequence[Point]) -> list[Point]:
 def _plans(run: Run, found: Survey, original: Point) -> tuple[Candidate, ...]:
     """The plans to race: allocated first at the bounds, or in the middle, to see how far the table is off there."""
     prepared, minimise = run.prepared, run.goal.minimise
-    baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
+    costs = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
+    baseline = costs | ({"latency": reference_latency(original)} if "latency" in costs else {})
     bounds = bounds_of(run.goal, baseline)
 
     def plans(limits: dict[str, float], *budgets: float) -> tuple[Candidate, ...]:
@@ -191,10 +194,14 @@ def _plans(run: Run, found: Survey, original: Point) -> tuple[Candidate, ...]:
 
     def settle() -> dict[str, Any]:
         off: dict[str, float] = {}
-        # Where the goal bounds what is minimised, twice: the second time at about the plans that will be made.
-        for share in (1.0, 1.0) if minimise in bounds else (MIDDLE,):
+        # Where the goal bounds what is minimised, until the first of the plans that will be made keeps the bounds.
+        for share in (1.0,) * ROUNDS if minimise in bounds else (MIDDLE,):
             first = plans({name: bound / off.get(name, 1.0) for name, bound in bounds.items()}, share)[0]
-            off = correction(prepared, first, original)
+            last, off = off, correction(prepared, first, original)
+            kept = all(off.get(name, 1.0) * first.predicted[name] <= bound for name, bound in bounds.items())
+            if last and kept:
+                off = last
+                break
         return {"bounds": {name: bound / off.get(name, 1.0) for name, bound in bounds.items()}, "off": off}
 
     chosen = settled(prepared, f"bounds {minimise} {sorted(bounds)}", settle)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from trimtab.compress.plan import apply_plan
 from trimtab.core.errors import NotRunnable
-from trimtab.core.metric import show
+from trimtab.core.goal import Goal
+from trimtab.core.metric import metric, show
 from trimtab.core.plan import Plan
 from trimtab.pipeline.candidates import Candidate
 from trimtab.pipeline.deploy import example_inputs, size_of, write_point
@@ -18,17 +19,28 @@ from trimtab.run.device import Clocked
 
 
 def faster(a: Clocked, b: Clocked) -> bool:
-    """Whether a is faster than b beyond the two intervals."""
-    mine, theirs = a.metrics["latency"], b.metrics["latency"]
-    high = mine.interval[1] if mine.interval else mine.value
-    low = theirs.interval[0] if theirs.interval else theirs.value
-    return high < low
+    """Whether a is faster than b beyond the two intervals.
+
+    By the ratio to the original that each was timed beside, where there is one: the machine's pace drifts between
+    two occasions, and takes the original along.
+    """
+    name = "latency_ratio" if all("latency_ratio" in each.metrics for each in (a, b)) else "latency"
+    mine, theirs = ((m.interval or (m.value, m.value)) for m in (a.metrics[name], b.metrics[name]))
+    return mine[0] > theirs[1] if name == "latency_ratio" else mine[1] < theirs[0]
+
+
+def reference_latency(original: Point) -> float:
+    """Seconds of what latency ratios are against: the original in the default runtime, whichever runs it fastest."""
+    metrics = original.clocked.metrics
+    return metrics["latency"].value * (metrics["latency_ratio"].value if "latency_ratio" in metrics else 1.0)
 
 
 def paying(
-    prepared: Prepared, plan: Plan, original: Point, techniques: tuple[str, ...]
+    prepared: Prepared, plan: Plan, original: Point, goal: Goal, techniques: tuple[str, ...]
 ) -> tuple[Plan, tuple[str, ...]]:
     """A plan without those of its steps that do not make it faster, and a sentence for each of them.
+
+    A step stays where the goal's bounds on the cost are missed by more without it.
 
     The networks are exported as the plan's cuts and quantisation leave them, without training, which
     does not change what they cost.
@@ -37,6 +49,7 @@ def paying(
         prepared: the task.
         plan: cuts and quantisation, no training.
         original: the original, timed beside.
+        goal: whose bounds hold.
         techniques: the steps to doubt, in this order.
     """
     sentences: list[str] = []
@@ -46,8 +59,9 @@ def paying(
         less = without(plan, technique)
         if not less.steps:
             continue
-        with_it, without_it = (_timed(prepared, p, original) for p in (plan, less))
-        if not faster(with_it, without_it):
+        (with_it, bytes_with), (without_it, bytes_without) = (sized(prepared, p, original, 1.5) for p in (plan, less))
+        needed = _missed(goal, with_it, bytes_with, original) < _missed(goal, without_it, bytes_without, original)
+        if not needed and not faster(with_it, without_it):
             a, b = (show(c.metrics["latency"].value, "s") for c in (with_it, without_it))
             sentences.append(f"{technique} did not make the network faster ({a} with it, {b} without): dropped.")
             plan = less
@@ -64,6 +78,8 @@ def correction(prepared: Prepared, candidate: Candidate, original: Point) -> dic
     """
     timed, size = sized(prepared, candidate.plan, original, 3.0)
     found = {name: timed.metrics[name].value for name in ("latency", "energy") if name in timed.metrics}
+    if "latency_ratio" in timed.metrics:
+        found["latency"] = reference_latency(original) / timed.metrics["latency_ratio"].value
     found["size"] = size
     return {name: value / candidate.predicted[name] for name, value in found.items() if candidate.predicted[name] > 0}
 
@@ -77,8 +93,11 @@ def obstacle(prepared: Prepared, candidate: Candidate, original: Point) -> str |
     return None
 
 
-def _timed(prepared: Prepared, plan: Plan, original: Point) -> Clocked:
-    return sized(prepared, plan, original, 1.5)[0]
+def _missed(goal: Goal, clocked: Clocked, size: float, original: Point) -> float:
+    """By how much a cost misses the goal's bounds."""
+    ratio = original.metrics["size"].value / size
+    of_size = {name: metric(name, value, "measured", n=1) for name, value in (("size", size), ("size_ratio", ratio))}
+    return goal.missed({**clocked.metrics, **of_size}, None)
 
 
 def sized(prepared: Prepared, plan: Plan, original: Point, seconds: float) -> tuple[Clocked, float]:

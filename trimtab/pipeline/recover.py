@@ -106,7 +106,7 @@ def recover(
             yield Recovered(runner.candidate.name, extend(runner.plan, *quantising(runner.candidate.plan)))
     sentences: tuple[str, ...] = ()
     if cost == "latency":
-        kept, sentences = _paying(prepared, best.candidate.plan, original)
+        kept, sentences = _paying(prepared, best.candidate.plan, original, goal)
         if sentences:  # the cut is undone: its training so far is for another network
             best = replace(best, plan=structural(kept))
     aware = shares.aware * seconds if _costs(prepared, best, goal) else 0.0
@@ -159,9 +159,9 @@ def _costs(prepared: Prepared, runner: Runner, goal: Goal) -> bool:
     return noticed(settled(prepared, "quantising costs", lost), goal)
 
 
-def _paying(prepared: Prepared, plan: Plan, original: Point) -> tuple[Plan, tuple[str, ...]]:
+def _paying(prepared: Prepared, plan: Plan, original: Point, goal: Goal) -> tuple[Plan, tuple[str, ...]]:
     def measure() -> dict[str, Any]:
-        kept, sentences = paying(prepared, plan, original, ("Prune",))
+        kept, sentences = paying(prepared, plan, original, goal, ("Prune",))
         return {"plan": kept.json(), "sentences": list(sentences)}
 
     found = settled(prepared, "pays", measure)
