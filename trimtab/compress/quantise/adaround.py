@@ -14,6 +14,7 @@ from trimtab.compress.quantise.staged import Inputs, Staged
 from trimtab.compress.quantise.units import Layer, Unit, channel_dim, settle
 from trimtab.core.context import Progress
 from trimtab.graph.model import Graph
+from trimtab.train.zeros import is_sparse
 
 ZETA, GAMMA = 1.1, -0.1
 """How far the sigmoid is stretched beyond 1 and 0, so that its ends are reached."""
@@ -145,6 +146,7 @@ def _learn(
     scaled = [weight * (1 / layer.step) for layer, weight in zip(layers, weights, strict=True)]
     floors = [torch.floor(value) for value in scaled]
     variables = [unrectified(value - floor).requires_grad_() for value, floor in zip(scaled, floors, strict=True)]
+    kept = [(value != 0) if is_sparse(value) else torch.ones_like(value, dtype=torch.bool) for value in scaled]
 
     def soft(up: Sequence[Tensor]) -> list[Tensor]:
         every = zip(layers, floors, up, strict=True)
@@ -155,7 +157,7 @@ def _learn(
         for step in range(descent.iterations):
             done = step / descent.iterations
             chunk = int(torch.randint(chunks, (), generator=generator))
-            up = [rectified(v) for v in variables]
+            up = [rectified(v) * free for v, free in zip(variables, kept, strict=True)]  # a sparse weight's zeros stay
             loss = error(chunk, soft(up))
             if done >= descent.warmup:
                 beta = exponent(done, descent)
@@ -164,6 +166,6 @@ def _learn(
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
     return [
-        (floor + (rectified(v.detach()) >= 0.5)).clamp(layer.low, layer.high)
-        for layer, floor, v in zip(layers, floors, variables, strict=True)
+        (floor + ((rectified(v.detach()) >= 0.5) & free)).clamp(layer.low, layer.high)
+        for layer, floor, v, free in zip(layers, floors, variables, kept, strict=True)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from trimtab.compress.quantise.staged import Inputs, Staged
 from trimtab.compress.quantise.units import CONVOLUTIONS, Layer, settle, source
 from trimtab.core.context import Progress
 from trimtab.graph.model import Graph
+from trimtab.train.zeros import is_sparse
 
 BLOCK = 128
 """Columns whose adjustments are applied to the rest at once."""
@@ -21,13 +22,11 @@ DAMPING = 0.01
 """Of the mean of the Hessian's diagonal, added to it."""
 
 
-def solved(weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+def solved(weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int, zeros: Tensor | None = None) -> Tensor:
     """Levels of a weight that give nearly its products with the inputs that the Hessian is of.
 
-    With U the upper Cholesky factor of the inverse of H = 2 X X^T + damping, for each column j in order:
-    q_j = clamp(round(w_j / s_j)), e = (w_j - s_j q_j) / U_jj, and w_k -= e U_jk for the columns after it.
-    Columns that no input reaches are rounded to nearest. A row (output channel) for which d H d^T, d the
-    change of its weights, comes out above that of rounding to nearest is rounded to nearest.
+    `compensated` with q_j = clamp(round(w_j / s_j)). A row (output channel) for which d H d^T, d the change of its
+    weights, comes out above that of rounding to nearest is rounded to nearest.
 
     Args:
         weight: [G, R, n]: groups, output channels of each, inputs.
@@ -35,6 +34,7 @@ def solved(weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int) -
         step: the distance of two levels, [G, R, n].
         low: the lowest level.
         high: the highest level.
+        zeros: where the level must be 0, [G, R, n]: a sparse weight's zeros.
 
     Returns: [G, R, n], whole numbers.
 
@@ -42,24 +42,57 @@ def solved(weight: Tensor, hessian: Tensor, step: Tensor, low: int, high: int) -
     """
     weight, hessian, step = weight.double(), hessian.double(), step.double()
     near = torch.round(weight / step).clamp(low, high)
-    upper = _factor(hessian)
-    rest, levels = weight.clone(), torch.empty_like(weight)
-    columns = weight.shape[-1]
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        errors = torch.zeros_like(rest[..., start:end])
-        for j in range(start, end):
-            levels[..., j] = torch.round(rest[..., j] / step[..., j]).clamp(low, high)
-            error = (rest[..., j] - levels[..., j] * step[..., j]) / upper[:, j, j, None]  # [G, R]
-            rest[..., j:end] -= error[..., None] * upper[:, None, j, j:end]
-            errors[..., j - start] = error
-        rest[..., end:] -= errors @ upper[:, start:end, end:]
+
+    def nearest(j: int, rest: Tensor) -> Tensor:
+        level = torch.round(rest[..., j] / step[..., j]).clamp(low, high)
+        return (level if zeros is None else level.masked_fill(zeros[..., j], 0.0)) * step[..., j]
+
+    levels = torch.round(compensated(weight, hessian, nearest) / step)
 
     def loss(q: Tensor) -> Tensor:
         change = q * step - weight
         return ((change @ hessian) * change).sum(-1, keepdim=True)  # [G, R, 1]
 
     return torch.where(loss(levels) <= loss(near), levels, near)
+
+
+def compensated(weight: Tensor, hessian: Tensor, fixed: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """A weight whose columns take given values in order, those behind making up for the change of each.
+
+    With U the upper Cholesky factor of the inverse of H = 2 X X^T + damping, for each column j in order:
+    q_j = fixed(j, w), e = (w_j - q_j) / U_jj, and w_k -= e U_jk for the columns after it. A column that no input
+    reaches changes no other.
+
+    Args:
+        weight: [G, R, n], float64.
+        hessian: [G, n, n], float64, without damping.
+        fixed: the value [G, R] of a column, from its place and the weight as it then is, up to date in the columns of
+            the block of `BLOCK` that the place is in.
+
+    Source: Frantar & Alistarh (2022), Optimal Brain Compression, equations 3 and 4; Frantar et al. (2023), GPTQ,
+    steps 1 to 3.
+    """
+    upper, rest = _factor(hessian), weight.clone()
+    columns = weight.shape[-1]
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        errors = torch.zeros_like(rest[..., start:end])
+        for j in range(start, end):
+            value = fixed(j, rest)
+            error = (rest[..., j] - value) / upper[:, j, j, None]  # [G, R]
+            rest[..., j:end] -= error[..., None] * upper[:, None, j, j:end]
+            rest[..., j] = value
+            errors[..., j - start] = error
+        rest[..., end:] -= errors @ upper[:, start:end, end:]
+    return rest
+
+
+def saliences(hessian: Tensor) -> Tensor:
+    """U_jj^2, by which w_j^2 is divided for what setting w_j to zero costs once the columns before it are done: [G, n].
+
+    Source: Frantar & Alistarh (2023), SparseGPT, section 3.2.
+    """
+    return _factor(hessian).diagonal(dim1=-2, dim2=-1).square()
 
 
 def _factor(hessian: Tensor) -> Tensor:
@@ -93,11 +126,12 @@ def gptq(prepared: Graph, layers: Sequence[Layer], parts: Sequence[Inputs], prog
         weight = result.tensors()[layer.weight].detach()
         rows = weight.movedim(layer.axis, 0)
         steps = layer.step.expand_as(weight).movedim(layer.axis, 0)
-        groups = _groups(node)
+        groups = groups_of(node)
         # [out, in, k...] -> [G, out / G, in k...]
         split = [t.reshape(groups, len(t) // groups, -1) for t in (rows, steps)]
         hessian = hessian_of(node, [values[source(node)] for values in state.values], weight)
-        levels = solved(split[0], hessian, split[1], layer.low, layer.high)
+        zeros = split[0] == 0 if is_sparse(weight) else None
+        levels = solved(split[0], hessian, split[1], layer.low, layer.high, zeros)
         moved = levels.reshape(rows.shape).movedim(0, layer.axis).to(weight.dtype)
         state.put(layer.rounded, settle(result, layer, moved))
     progress("reconstruct", len(layers), len(layers))
@@ -143,11 +177,12 @@ def patches(node: Node, x: Tensor, weight: Tensor) -> Tensor:
         x = x.unfold(2 + i, reach[i] + 1, stride[i])[..., :: dilation[i]]
     # [N, C_in, L..., k...] -> [C_in, k..., N, L...]
     x = x.permute(1, *range(2 + dims, 2 + 2 * dims), 0, *range(2, 2 + dims))
-    groups = _groups(node)
+    groups = groups_of(node)
     return x.reshape(groups, weight[0].numel(), -1)
 
 
-def _groups(node: Node) -> int:
+def groups_of(node: Node) -> int:
+    """How many groups of channels a layer has; 1 unless it is a convolution with more."""
     return int(_argument(node, 6, "groups", 1)) if node.target in CONVOLUTIONS else 1
 
 
