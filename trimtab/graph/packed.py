@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trimtab.core.errors import FileError
 from trimtab.graph.bits import STORED, bits_needed, pack_levels, packed_bytes, unpack_levels
+from trimtab.graph.packed_shared import packed_shared, unpacked_shared
 
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16)
 """The smallest first; most of bfloat16 would fit into float16 too, which says less of where it comes from."""
@@ -22,7 +23,8 @@ _SAVED = 64
 def packed_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Tensors with int8 levels packed and fp32 values narrowed where that saves bytes, and what each one was.
 
-    Of levels it tells the bits and the shape; a narrow tensor has its shape, and says that it was `float32`.
+    Of levels it tells the bits and the shape; a narrow tensor has its shape, and says that it was `float32`; of
+    shared weights it tells the size of the codebook, which is a tensor of its own.
 
     Args:
         tensors: on the CPU, contiguous, by name.
@@ -31,8 +33,12 @@ def packed_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     packed: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if tensor.dtype is torch.float32 and tensor.numel() >= _SAVED:
-            narrow = narrowest(tensor)
-            if narrow is not None:
+            narrow, shared = narrowest(tensor), packed_shared(name, tensor)
+            narrowed = tensor.numel() * (4 if narrow is None else narrow.itemsize)
+            if shared is not None and sum(t.nbytes for t in shared[0].values()) + 2 * _SAVED < narrowed:
+                packed[name] = shared[1]
+                found |= shared[0]
+            elif narrow is not None:
                 found[name], packed[name] = tensor.to(narrow), {"dtype": "float32"}
         if tensor.dtype is not torch.int8 or tensor.numel() <= _SAVED:
             continue
@@ -72,6 +78,9 @@ def unpacked_tensors(tensors: Mapping[str, Tensor], packed: Any, path: Path) -> 
     for name, said in packed.items():
         if said == {"dtype": "float32"}:
             found[name] = _widened(tensors.get(name), name, path)
+            continue
+        if isinstance(said, dict) and "codebook" in said:
+            found = unpacked_shared(found, str(name), said, path)
             continue
         bits, shape = _said(name, said, path)
         data = tensors.get(name)

@@ -112,7 +112,7 @@ def _candidates(work: Work) -> Iterator[tuple[str, Array]]:
 def _store(work: Work, name: str, levels: Array) -> bool:
     least = bits_needed(levels)
     # one bit means -1 and +1; more bits hold these too
-    costs = {bits: _cost(work, levels, bits) for bits in range(least, STORED)}
+    costs = {bits: cost_of(work, levels, bits) for bits in range(least, STORED)}
     bits = min(costs, key=costs.__getitem__, default=STORED)
     if bits == STORED or costs[bits] >= levels.nbytes:
         return False
@@ -122,7 +122,7 @@ def _store(work: Work, name: str, levels: Array) -> bool:
     return True
 
 
-def _cost(work: Work, levels: Array, bits: int) -> int:
+def cost_of(work: Work, levels: Array, bits: int) -> int:
     """Bytes in the file, about."""
     total, every = 0, parts(bits)
     for part in every:
@@ -176,14 +176,14 @@ def _decode_part(work: Work, nodes: list[Any], name: str, value: str, levels: Ar
     nodes.append(helper.make_node("Cast", [name], [f"{value}/at"], to=TensorProto.INT32))
     nodes.append(helper.make_node("Gather", [table, f"{value}/at"], [rows]))
     if levels.size * part.width % _NIBBLE:
-        nodes.append(helper.make_node("Reshape", [rows, _integers(work, [-1])], [f"{value}/flat"]))
-        ends = [_integers(work, [0]), _integers(work, [levels.size])]
+        nodes.append(helper.make_node("Reshape", [rows, integers(work, [-1])], [f"{value}/flat"]))
+        ends = [integers(work, [0]), integers(work, [levels.size])]
         nodes.append(helper.make_node("Slice", [f"{value}/flat", *ends], [f"{value}/cut"]))
         rows = f"{value}/cut"
-    nodes.append(helper.make_node("Reshape", [rows, _integers(work, list(levels.shape))], [value]))
+    nodes.append(helper.make_node("Reshape", [rows, integers(work, list(levels.shape))], [value]))
 
 
-def _integers(work: Work, values: list[int]) -> str:
+def integers(work: Work, values: list[int]) -> str:
     """The name of a constant of int64 numbers, one for all that need the same."""
     name = "integers/" + ",".join(map(str, values))
     if name not in work.constants:

@@ -39,6 +39,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     from trimtab.run.bits import OPERATOR_SET, store_bits
     from trimtab.run.dynamic import integer_products
     from trimtab.run.narrow import store_narrow
+    from trimtab.run.pack_shared import store_shared
     from trimtab.run.pads import keep_pads
     from trimtab.run.simplify import simplify
     from trimtab.run.weight_only import arrange_weights
@@ -56,6 +57,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     for step in (_constants, simplify, _fold, simplify, *arrange, _defaults, keep_pads, _dead):
         step(work)
     name_transposed(work, parameters or {})
+    store_shared(work)
     later = store_bits(work)
     store_narrow(work)
     _dead(work)
@@ -142,12 +144,13 @@ def _value(work: Work, node: Any) -> np.ndarray[Any, Any] | None:
     if not names or any(name not in work.constants for name in names):
         return None
     given = {name: work.array(name) for name in names}
-    made = _evaluated(node, given)
+    made = evaluated(node, given)
     before = sum(a.nbytes for a in given.values() if a is not None)
     return made if made is not None and made.nbytes <= before + _FOLD_LIMIT else None
 
 
-def _evaluated(node: Any, given: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+def evaluated(node: Any, given: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+    """What a node gives for constant inputs by name; None for an operator that the reference does not know."""
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
