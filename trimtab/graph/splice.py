@@ -43,6 +43,8 @@ def spliced(graph: Graph, module: nn.Module, inputs: Sequence[str], output: str,
         raise SurgeryError("splice: the name is taken", where=name, expected="a name that no parameter begins with")
     sources, end = [nodes[each] for each in inputs], nodes[output]
     part = capture(module, tuple(_example(node) for node in sources))
+    # rows may be more than a batch: a linear layer on a sequence that was flattened
+    part = shaped(part, next((shape(n)[0] for n, s in zip(sources, part.inputs, strict=True) if None in s.shape), 1))
     made = _copied(result, part, sources, end, name)
     if _kind(made) != _kind(end):
         raise SurgeryError(
