@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tests.compress.networks import Residual, image_batch
 from trimtab.compress import Prune, RemoveBlocks
-from trimtab.compress.prune.channels import kept_units, widths
-from trimtab.compress.prune.scores import SCORES, gradients, unit_scores
+from trimtab.compress.prune.allocation import nearest, widths
+from trimtab.compress.prune.gradients import gradients
+from trimtab.compress.prune.scores import SCORES, unit_scores
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Arrays, Task
@@ -148,11 +149,10 @@ def test_widths_are_multiples_of_channels_and_never_zero() -> None:
     assert widths(group(6), 8) == [6]
     assert widths(group(12, run=64), 8) == list(range(1, 13))
     assert widths(group(12, run=4), 8) == [2, 4, 6, 8, 10, 12]
-    assert kept_units(group(64), 0.5, 8) == 32
-    assert kept_units(group(64), 0.99, 8) == 8
-    assert kept_units(group(64), 0.0, 8) == 64
-    assert kept_units(group(64), 0.4375, 8) == 40
-    assert kept_units(group(16), 0.25, 8) == 16
+    assert nearest(widths(group(64), 8), 32) == 32
+    assert nearest(widths(group(64), 8), 0.64) == 8
+    assert nearest(widths(group(64), 8), 36) == 40
+    assert nearest(widths(group(16), 8), 12) == 16
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,31 @@ def test_widths_are_multiples_of_channels_and_never_zero() -> None:
         ({"ratio": 0.5, "keep": {NAME: (0,)}}, "got both"),
         ({"ratio": 1.0}, "ratio: got 1.0"),
         ({"ratio": -0.1}, "ratio: got -0.1"),
+        (
+            {"ratio": 0.9, "multiple": 1},
+            "got 0.9, which leaves none of 3 units, expected at most 0.6667",
+        ),
+        ({"ratio": 0.9, "multiple": 1, "allocate": "global"}, "got 0.9 of the units, expected at most 0.666"),
+        (
+            {"ratio": 0.9, "multiple": 1, "allocate": "macs"},
+            "got 0.9 of the multiply-acc.*, expected at most 0.666",
+        ),
+        ({"ratio": 0.9, "multiple": 1, "allocate": "params"}, "got 0.9 of the parameters, expected at most 0.666"),
+        ({"ratio": 0.5, "allocate": "fair"}, "allocate: got 'fair'"),
+        ({"ratio": 0.5, "floor": 1.5}, "floor: got 1.5"),
+        ({"ratio": 0.5, "schedule": "daily"}, "schedule: got 'daily'"),
+        ({"ratio": 0.5, "schedule": "cubic"}, "rounds: got 1, expected 2 or more"),
+        ({"ratio": 0.5, "rounds": 3}, "rounds: got 3, expected 1"),
+        ({"keep": {NAME: (0,)}, "schedule": "cubic", "rounds": 2}, "got keep and schedule='cubic'"),
+        ({"ratio": 0.5, "train": {"steps": 2, "speed": 1}}, "Distil: unknown setting 'speed'"),
+        ({"ratio": 0.5, "before": {"steps": 2}}, "before: got no rule"),
+        ({"ratio": 0.5, "before": {"rule": "hard", "steps": 2}}, "rule: got 'hard'"),
+        ({"ratio": 0.5, "before": {"rule": "slimming", "strength": 0.0, "steps": 2}}, "strength: got 0.0"),
+        ({"ratio": 0.5, "before": {"rule": "soft", "every": 0, "steps": 2}}, "every: got 0"),
+        (
+            {"ratio": 0.5, "schedule": "cubic", "rounds": 2, "before": {"rule": "soft", "steps": 2}},
+            "rule soft and a schedule",
+        ),
         ({"ratio": 0.5, "score": "l3"}, "score: got 'l3'"),
         ({"ratio": 0.5, "multiple": 0}, "multiple: got 0"),
         ({"ratio": 0.5}, "nothing to remove"),

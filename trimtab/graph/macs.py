@@ -13,26 +13,34 @@ Rule = Callable[[tuple[Any, ...], Tensor], int]
 """From a node's arguments (nodes replaced by their fake tensors) and its first output to a count."""
 
 
-def macs(node: Node) -> int:
+def _written(node: Node) -> Any:
+    return node.meta["val"]
+
+
+def macs(node: Node, value: Callable[[Node], Any] = _written) -> int:
     """Multiply-accumulates of a node; zero for everything but products of matrices and convolutions.
 
     A convolution takes k k C_in C_out H_out W_out / groups (EQUATIONS eq. 1), a linear layer
     rows x n_in x n_out, attention 2 n^2 d for its two products (the n^2 d of eq. 2, which counts
     them as one; its n d^2 is the linear layers around). Additions of biases are not counted.
+
+    Args:
+        node: of a graph.
+        value: the tensor, of any device, whose shape counts for a node; what is written on it by default.
     """
     name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
     rule = _RULES.get(name)
     if rule is None:
         return 0
-    args = tuple(_value(argument) for argument in node.args)
-    output = node.meta["val"]
+    args = tuple(_value(argument, value) for argument in node.args)
+    output = value(node)
     return rule(args, output if isinstance(output, Tensor) else output[0])
 
 
-def _value(argument: Any) -> Any:
+def _value(argument: Any, value: Callable[[Node], Any]) -> Any:
     if isinstance(argument, Node):
-        return argument.meta["val"]
-    return [_value(item) for item in argument] if isinstance(argument, (list, tuple)) else argument
+        return value(argument)
+    return [_value(item, value) for item in argument] if isinstance(argument, (list, tuple)) else argument
 
 
 def _convolution(args: tuple[Any, ...], output: Tensor) -> int:

@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from trimtab.compress.prune.activations import ACTIVATION_SCORES, by_activation
+from trimtab.compress.prune.gates import GATE_SCORES, by_gate
+from trimtab.compress.prune.gradients import gradients
+from trimtab.compress.prune.magnitude import lamp, weight_score
+from trimtab.compress.prune.units import per_unit
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.store import digest
-from trimtab.core.task import Batch, Task
 from trimtab.graph.coupling import Group, Member
 from trimtab.graph.model import Graph
-from trimtab.graph.modes import set_mode
-from trimtab.train.data import checked
-from trimtab.train.network import Learner
-from trimtab.train.step import task_loss
 
-ScoreName = Literal["l1", "l2", "taylor", "eq9", "batch_norm", "random"]
+ScoreName = Literal[
+    "l1",
+    "l2",
+    "fpgm",
+    "lamp",
+    "batch_norm",
+    "taylor",
+    "taylor_squared",
+    "eq9",
+    "taylor_gate",
+    "fisher",
+    "apoz",
+    "thinet",
+    "random",
+]
 SCORES: tuple[str, ...] = get_args(ScoreName)
-GRADIENT_SCORES = ("taylor", "eq9")
-_BATCHES = 16
+GRADIENT_SCORES = ("taylor", "taylor_squared", "eq9")
+COMPARABLE = (*GRADIENT_SCORES, *GATE_SCORES, *ACTIVATION_SCORES, "batch_norm", "lamp", "random")
+"""Scores in one currency for all groups: a change of the loss, a share of values, a scale."""
 _TINY = 1e-30
-Gradients = Mapping[str, Tensor]
 
 
-def unit_scores(graph: Graph, groups: Sequence[Group], score: ScoreName, context: Context) -> dict[str, Tensor]:
+def unit_scores(
+    graph: Graph, groups: Sequence[Group], score: ScoreName, context: Context, across: bool = False
+) -> dict[str, Tensor]:
     """The score of each unit of each group, float64 [size]; the units with the least matter least.
 
-    Each weight w that a group reaches, in the layers that make its channels and in those that read
-    them, is scored over its elements that go with the unit:
+    From weights: each weight w that a group reaches, in the layers that make its channels and in those
+    that read them, is scored over its elements that go with the unit.
 
     - `l1`: sum abs(w) (Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3.1);
     - `l2`: sqrt(sum w^2) (He et al. 2018, Soft Filter Pruning, section 3.2);
+    - `fpgm`: sum over the other units j of ||w_i - w_j||: those nearest to the geometric median can be
+      had from the others (He et al. 2019, Filter Pruning via Geometric Median, eq. 4 and 9);
+    - `lamp`: q_i / (sum of q_j over units with q_j >= q_i), q the squares of `l2` (Lee et al. 2021,
+      Layer-Adaptive Sparsity for the Magnitude-Based Pruning, eq. 3; units in place of weights is ours);
+    - `batch_norm`: abs(gamma) of the group's batch norms (Liu et al. 2017, Network Slimming, section 3);
     - `taylor`: abs(sum w g), mean over batches (Molchanov et al. 2017, Pruning Convolutional Neural
       Networks for Resource Efficient Inference, section 2.2; on weights as Molchanov et al. 2019);
-    - `eq9`: sum abs(w) abs(g), mean over batches (EQUATIONS 9);
-    - `batch_norm`: abs(gamma) of the group's batch norms (Liu et al. 2017, Network Slimming, section 3);
+    - `taylor_squared`: (sum w g)^2, mean over batches (Molchanov et al. 2019, Importance Estimation for
+      Neural Network Pruning, eq. 8);
+    - `eq9`: sum abs(w) abs(g), mean over batches (EQUATIONS 9).
+
+    From values where the units are read (behind norm and activation); see `gates` and `activations`:
+
+    - `taylor_gate`: abs(sum a da), mean over samples (Molchanov et al. 2017, eq. 8);
+    - `fisher`: (sum a da)^2 / 2, mean over samples: the empirical Fisher information of a gate on the
+      unit (Theis et al. 2018, Faster Gaze Prediction with Dense Networks and Fisher Pruning, eq. 8 and 9);
+    - `apoz`: 1 - average percentage of zeros (Hu et al. 2016, Network Trimming, eq. 1);
+    - `thinet`: the error that the layers which read the units make when it and those before it are gone,
+      in the order of the greedy choice (Luo et al. 2017, ThiNet, eq. 6 and algorithm 1);
     - `random`: uniform, seeded by the context and the group's name.
 
     Weights of unlike size then count alike: each weight's scores are divided by their mean over the
@@ -49,23 +80,38 @@ def unit_scores(graph: Graph, groups: Sequence[Group], score: ScoreName, context
         graph: the network.
         groups: of it.
         score: which.
-        context: for `taylor` and `eq9`, a loss and labelled `calibrate` or `train` data.
+        context: for `taylor`, `taylor_squared`, `eq9`, `taylor_gate` and `fisher` a loss and labelled
+            `calibrate` or `train` data; for `apoz` and `thinet` inputs.
+        across: scores to compare between groups: those of `COMPARABLE` as they are, summed over a unit's
+            weights where they are changes of the loss; the others with mean 1 in each group.
 
     Raises:
-        InputError: the score needs data, labels, a loss or a batch norm that is not there.
+        InputError: the score needs data, labels, a loss, a batch norm or zeros that are not there.
     """
+    parts = _parts(graph, groups, score, context)
+    if across and score in GRADIENT_SCORES:
+        return {name: torch.stack(each).sum(0) for name, each in parts.items()}
+    if across and score in COMPARABLE:
+        return {name: torch.stack(each).mean(0) for name, each in parts.items()}
+    return {name: _mean(each) for name, each in parts.items()}
+
+
+def _parts(graph: Graph, groups: Sequence[Group], score: str, context: Context) -> dict[str, list[Tensor]]:
+    """For each group the scores from each of its weights, or one for all."""
     if score == "random":
-        return {g.name: _random(g, context.seed) for g in groups}
-    members = {g.name: _members(graph, g, score) for g in groups}
+        return {g.name: [_random(g, context.seed)] for g in groups}
+    if score in GATE_SCORES:
+        return {name: [value] for name, value in by_gate(graph, groups, score, context).items()}
+    if score in ACTIVATION_SCORES:
+        return {name: [value] for name, value in by_activation(graph, groups, score, context).items()}
+    members = {g.name: scored_members(graph, g, score) for g in groups}
     if score in GRADIENT_SCORES:
-        sums = _by_gradient(graph, groups, members, score, context)
-    else:
-        tensors = graph.tensors()
-        sums = {
-            g.name: [_per_unit(_element(tensors[m.parameter], score), m).pow(_power(score)) for m in members[g.name]]
-            for g in groups
-        }
-    return {name: _mean(parts) for name, parts in sums.items()}
+        return _by_gradient(graph, groups, members, score, context)
+    tensors = graph.tensors()
+    if score == "lamp":
+        squares = {n: _mean([weight_score(tensors, m, "squares") for m in each]) for n, each in members.items()}
+        return {name: [lamp(value)] for name, value in squares.items()}
+    return {name: [weight_score(tensors, m, score) for m in each] for name, each in members.items()}
 
 
 def _random(group: Group, seed: int) -> Tensor:
@@ -73,20 +119,15 @@ def _random(group: Group, seed: int) -> Tensor:
     return torch.rand(group.size, generator=generator, dtype=torch.float64)
 
 
-def _power(score: str) -> float:
-    return 0.5 if score == "l2" else 1.0
+def scored_members(graph: Graph, group: Group, score: str) -> list[Member]:
+    """The dimensions whose elements are scored.
 
-
-def _element(weight: Tensor, score: str) -> Tensor:
-    value = weight.detach().double()
-    return value.square() if score == "l2" else value.abs()
-
-
-def _members(graph: Graph, group: Group, score: str) -> list[Member]:
-    """The dimensions whose elements are scored."""
+    Raises:
+        InputError: the group has none.
+    """
     parameters = dict(graph.net.named_parameters())
     if score == "batch_norm":
-        norms = {str(n.args[1].target) for n in graph.nodes(torch.ops.aten.batch_norm.default) if n.args[1] is not None}  # type: ignore[union-attr]
+        norms = set(scales(graph))
         found = [m for m in group.members if m.parameter in norms]
         lack = "a batch norm with a scale"
     else:
@@ -102,14 +143,10 @@ def _members(graph: Graph, group: Group, score: str) -> list[Member]:
     return found
 
 
-def _per_unit(elements: Tensor, member: Member) -> Tensor:
-    """Sum of the elements that go with each unit: [size]."""
-    others = [d for d in range(elements.ndim) if d != member.dim]
-    along = elements.sum(others) if others else elements  # [length of the dimension]
-    counts = [len(i) for i in member.indices]
-    flat = torch.tensor([i for unit in member.indices for i in unit], dtype=torch.int64)
-    unit = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return torch.zeros(len(counts), dtype=torch.float64).index_add(0, unit, along.double()[flat])
+def scales(graph: Graph) -> tuple[str, ...]:
+    """The names of the scales (gamma) of a graph's batch norms."""
+    found = (n.args[1] for n in graph.nodes(torch.ops.aten.batch_norm.default))
+    return tuple(dict.fromkeys(str(n.target) for n in found if n is not None))  # type: ignore[union-attr]
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
@@ -124,70 +161,14 @@ def _by_gradient(
 ) -> dict[str, list[Tensor]]:
     weights = {name: p.detach().double() for name, p in graph.net.named_parameters()}
     sums = {g.name: [torch.zeros(g.size, dtype=torch.float64) for _ in members[g.name]] for g in groups}
+    count = 0
     for gradient in gradients(graph, context, score):
+        count += 1
         for name, parts in sums.items():
             for part, member in zip(parts, members[name], strict=True):
                 product = weights[member.parameter] * gradient[member.parameter].double()
-                part += _per_unit(product, member).abs() if score == "taylor" else _per_unit(product.abs(), member)
-    return sums
-
-
-def gradients(graph: Graph, context: Context, what: str) -> Iterator[Gradients]:
-    """The gradient of the task's loss in each parameter, one batch at a time, evaluating; at most 16 batches.
-
-    Args:
-        graph: the network; it is not changed.
-        context: its task's loss or step, and labelled `calibrate` data, or else `train` data.
-        what: for the message.
-
-    Raises:
-        InputError: there is no loss, or no labelled data.
-    """
-    task = context.task
-    if task.loss is None and task.step is None:
-        raise InputError(f"Prune: score {what} needs a loss", do=f"Give loss= to the Task, or use {_OTHERS}.")
-    own = set_mode(graph.copy(), False)
-    network = Learner(own)
-    parameters = dict(own.net.named_parameters())
-    for batch, where in _labelled(own, context, what):
-        with torch.enable_grad():
-            loss = _loss(network, task, batch, own, where)
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        yield {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(parameters.items(), found, strict=True)
-        }
-
-
-_OTHERS = "score='l1', 'l2' or 'batch_norm'"
-
-
-def _loss(network: Learner, task: Task, batch: Batch, graph: Graph, where: str) -> Tensor:
-    inputs, target = checked(batch, graph, where)
-    if task.loss is None and task.step is not None:
-        return task.step(network, batch)
-    loss: Tensor = task_loss(task, network(*inputs), target, where)
-    return loss
-
-
-def _labelled(graph: Graph, context: Context, what: str) -> Iterator[tuple[Batch, str]]:
-    """Batches with labels: those to calibrate on if they have them, else the first of the training data."""
-    if context.calibrate and (
-        context.task.loss is None or checked(context.calibrate[0], graph, "calibrate")[1] is not None
-    ):
-        yield from ((batch, "calibrate") for batch in context.calibrate[:_BATCHES])
-        return
-    count = 0
-    with torch.random.fork_rng():
-        torch.manual_seed(context.seed)
-        for batch in context.train if context.train is not None else ():
-            if count == _BATCHES:
-                return
-            count += 1
-            yield batch, "train"
-    if not count:
-        raise InputError(
-            f"Prune: score {what} needs labelled data",
-            got="neither train nor calibrate with labels",
-            do=f"Give train= to the Task, or use {_OTHERS}.",
-        )
+                if score == "eq9":
+                    part += per_unit(product.abs(), member)
+                else:
+                    part += per_unit(product, member).abs() ** (2 if score == "taylor_squared" else 1)
+    return {name: [part / count for part in parts] for name, parts in sums.items()}
