@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
 import trimtab.compress as public
+from trimtab.compress.order import check_order
 from trimtab.compress.settings import made, signature
 from trimtab.compress.technique import Technique
 from trimtab.core.context import Context
@@ -65,7 +66,8 @@ def apply_plan(graph: Graph, plan: Plan, context: Context) -> Graph:
     """Do the steps of a plan, in order, to a copy of the graph.
 
     Raises:
-        InputError: a step is wrong; the message says which, and nothing is done before all are checked.
+        InputError: a step is wrong, or can't follow one before it; the message says which, and nothing is done
+            before all are checked.
     """
     chain = []
     for i, each in enumerate(plan.steps):
@@ -73,6 +75,7 @@ def apply_plan(graph: Graph, plan: Plan, context: Context) -> Graph:
             chain.append(technique_of(each))
         except InputError as error:
             raise InputError(f"plan: step {i + 1}: {error}") from error
+    check_order(chain)
     result = graph.copy()
     for i, technique in enumerate(chain):
         context.progress(type(technique).__name__, i, len(chain))
@@ -80,10 +83,41 @@ def apply_plan(graph: Graph, plan: Plan, context: Context) -> Graph:
     return result
 
 
-def resolved(technique: Technique, graph: Graph, context: Context) -> Technique:
-    """The technique with its ratios and counts settled into indices and names, for this graph."""
-    resolve: Callable[[Graph, Context], Technique] | None = getattr(technique, "resolve", None)
-    return technique if resolve is None else resolve(graph, context)
+def resolved(technique: Technique, graph: Graph, context: Context) -> tuple[Technique, ...]:
+    """The steps that a technique comes to on this graph, with ratios and counts settled into indices and names."""
+    resolve: Callable[[Graph, Context], Technique | tuple[Technique, ...]] | None
+    resolve = getattr(technique, "resolve", None)
+    settled = technique if resolve is None else resolve(graph, context)
+    return settled if isinstance(settled, tuple) else (settled,)
+
+
+def plan_of(techniques: Sequence[Technique], graph: Graph, context: Context) -> Plan:
+    """Techniques as the steps of a plan, each resolved on the network that the ones before it leave.
+
+    With a store in the context, what a technique came to is kept there under its place: a run that is started
+    again goes on with the same decisions.
+
+    Args:
+        techniques: in order.
+        graph: the network.
+        context: of the run; its store is this run's own.
+
+    Raises:
+        InputError: a technique can't follow one before it, or does not fit the network.
+    """
+    check_order(techniques)
+    steps: list[dict[str, Any]] = []
+    for i, technique in enumerate(techniques):
+
+        def settle(technique: Technique = technique, graph: Graph = graph) -> list[dict[str, Any]]:
+            return [step_of(each) for each in resolved(technique, graph, context)]
+
+        settled = settle() if context.store is None else context.store.once(f"resolved-{i}", settle)
+        steps += settled
+        if i + 1 < len(techniques):
+            for each in settled:
+                graph = technique_of(each).apply(graph, context)
+    return Plan(tuple(steps))
 
 
 def recipe(text: str) -> Technique:

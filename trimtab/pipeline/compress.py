@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.compress.plan import apply_plan, resolved, step_of
+from trimtab.compress.order import check_order
+from trimtab.compress.plan import plan_of, step_of
 from trimtab.compress.technique import Technique
 from trimtab.core.context import Progress, quiet
 from trimtab.core.errors import InputError
@@ -15,7 +16,7 @@ from trimtab.core.plan import Plan
 from trimtab.core.target import Target, parse
 from trimtab.core.task import Task
 from trimtab.pipeline.fit import Result, Run, conclude
-from trimtab.pipeline.folder import claim
+from trimtab.pipeline.folder import claim, release
 from trimtab.pipeline.points import originals, point
 from trimtab.pipeline.prepare import prepare, weights
 
@@ -68,6 +69,7 @@ def _made(
     seed: int,
     progress: Progress,
 ) -> Result:
+    check_order(steps)
     where = parse(target) if isinstance(target, str) else target
     folder = Path(out) if out is not None else Path("runs") / task.name
     goal = Goal(max_drop=None)
@@ -76,22 +78,18 @@ def _made(
         raise InputError(
             "apply: the plan was made for another network", got=plan.model, expected=weights(prepared.graph)
         )
-    chosen = plan if plan is not None else _resolved(prepared.graph, steps, prepared.context)
-    identity = {"key": prepared.key, "target": where.name, "plan": chosen.json(), "seed": seed, "task": task.name}
+    given = plan if plan is not None else Plan(tuple(map(step_of, steps)))
+    identity = {"key": prepared.key, "target": where.name, "plan": given.json(), "seed": seed, "task": task.name}
     store = claim(folder, identity)
     prepared = replace(prepared, context=replace(prepared.context, store=store))
+    try:
+        # what trains while it is resolved leaves its training in the store, and does not train twice
+        chosen = plan if plan is not None else plan_of(steps, prepared.graph, prepared.context)
+    except InputError:
+        release(folder)
+        raise
     run = Run(prepared, goal, folder)
     known = originals(prepared, folder)
     made = point(prepared, folder, "compressed", chosen, known[0])
     run.stage("compress")
     return conclude(run, [*known, made], control=False, winner=made)
-
-
-def _resolved(graph, steps, context) -> Plan:  # type: ignore[no-untyped-def]
-    """Techniques as plan steps, each resolved on the network that the ones before it leave."""
-    found = []
-    for technique in steps:
-        settled = resolved(technique, graph, context)
-        found.append(step_of(settled))
-        graph = apply_plan(graph, Plan((found[-1],)), context) if technique is not steps[-1] else graph
-    return Plan(tuple(found))

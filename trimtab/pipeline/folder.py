@@ -58,6 +58,13 @@ def claim(folder: Path, run: Mapping[str, Any]) -> Store:
     return Store(folder / "store")
 
 
+def release(folder: Path) -> None:
+    """Give a folder back in which nothing is but its claim, so that another run can have it."""
+    if [path.name for path in folder.iterdir()] == ["run.json"]:
+        (folder / "run.json").unlink()
+        folder.rmdir()
+
+
 def adopt(folder: Path, name: str) -> None:
     """Make a point of the front the chosen one: copy its files to the top of the folder.
 
