@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 
 import trimtab as tt
@@ -10,7 +11,6 @@ from trimtab.core.context import Context, Progress, quiet
 from trimtab.core.errors import InputError
 from trimtab.core.store import Store, cache_folder, digest
 from trimtab.graph.capture import capture
-from trimtab.train.checkpoint import identity
 from trimtab.train.data import fingerprint
 from trimtab.train.loop import fit_network
 from trimtab.train.recipe import Recipe
@@ -28,10 +28,11 @@ def once(task: tt.Task, recipe: Recipe, folder: Path | None = None, progress: Pr
         folder: where weights are kept; trimtab's cache by default.
         progress: called as training goes on.
     """
-    graph = capture(task.model, task.example)
     store = Store(folder or cache_folder() / "networks")
-    name = f"{task.name}-{digest(identity(graph), recipe, fingerprint(task))}"
+    settings = {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
+    name = f"{task.name}-{digest(repr(task.model), task.model.state_dict(), settings, fingerprint(task))}"
     if store.get(name) is None:
+        graph = capture(task.model, task.example)
         trained = fit_network(graph, Context(task, store=store, progress=progress), recipe)
         store.put(name, {"task": task.name, "steps": recipe.steps}, dict(trained.tensors()))
     model = copy.deepcopy(task.model)
