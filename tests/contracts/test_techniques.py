@@ -48,6 +48,14 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "Recalibrate": ({"batches": 2},),
     "RemoveBlocks": ({"count": 1}, {"blocks": ["block.conv"]}),
     "Smooth": ({}, {"method": "awq", "group": 8}, {"insert": True}),
+    "Sparsify": (
+        {"ratio": 0.5},
+        {"pattern": "2:4", "permute": True, "skip": ["linear"]},
+        {"ratio": 0.6, "method": "wanda"},
+        {"ratio": 0.5, "method": "sparsegpt"},
+        {"ratio": 0.5, "method": "movement", "train": {"steps": 4, "precision": "fp32", "channels_last": False}},
+        {"ratio": 0.8, "dynamic": "rigl", "train": {"steps": 4, "precision": "fp32", "channels_last": False}},
+    ),
 }
 """Settings to try each technique with; a technique that is not here is tried with its defaults."""
 

@@ -7,5 +7,6 @@ from trimtab.compress.quantise.equalise import Equalise
 from trimtab.compress.quantise.smooth import Smooth
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.compress.recover import Distil, Recalibrate
+from trimtab.compress.sparsify.technique import Sparsify
 
-__all__ = ["Distil", "Equalise", "Factorise", "Prune", "Quantise", "Recalibrate", "RemoveBlocks", "Smooth"]
+__all__ = ["Distil", "Equalise", "Factorise", "Prune", "Quantise", "Recalibrate", "RemoveBlocks", "Smooth", "Sparsify"]

@@ -1,0 +1,1 @@
+"""Sparsity: which single weights, groups or blocks of weights are zero."""
