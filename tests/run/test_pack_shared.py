@@ -85,7 +85,7 @@ def test_what_would_not_get_smaller_stays() -> None:
     dense = np.random.default_rng(0).normal(size=(64, 16, 3, 3)).astype(np.float32)
     assert codebook_of(dense) is None
     assert [n.op_type for n in pack(convolution(dense)).graph.node] == ["Conv", "Relu"]
-    few = shared(4, (4, 4, 2, 2))  # 256 bytes: the nodes would take as much
+    few = shared(4, (4, 4, 2, 1))  # 128 bytes: the nodes would take as much
     assert [n.op_type for n in pack(convolution(few)).graph.node] == ["Conv", "Relu"]
 
 

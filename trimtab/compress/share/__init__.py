@@ -1,0 +1,1 @@
+"""Sharing: many weights, few values."""
