@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,9 @@ class Context:
         task: as the user brought it.
         target: what it must run on.
         support: what that runs in integers (a `run.fusable.IntegerSupport`); None for what every runtime here does.
+        times: from shapes of layers (`hardware.layer.Layer`) to their seconds there; None where nothing tells.
         teacher: the captured original (a trimtab Graph), for distillation and agreement.
+        teachers: further ones (Graphs) to distil from beside it.
         calibrate: a few batches of inputs, in memory; empty for a data-free task.
         validate: batches to choose on, in memory; empty if the task has none.
         score: of the task.
@@ -41,7 +43,9 @@ class Context:
     task: Task
     target: Target = field(default_factory=Target)
     support: Any = None
+    times: Callable[[Any], Mapping[Any, float]] | None = None
     teacher: Any = None
+    teachers: tuple[Any, ...] = ()
     calibrate: tuple[Batch, ...] = ()
     validate: tuple[Batch, ...] = ()
     score: Score | None = None

@@ -22,6 +22,7 @@ from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.pipeline.devices import device_of
+from trimtab.pipeline.table import seconds_of
 from trimtab.run.device import Device
 from trimtab.train.data import checked, fingerprint, in_memory, mixed, pick, size, split, take
 from trimtab.train.evaluate import evaluate
@@ -86,6 +87,7 @@ def prepare(
         task=task,
         target=target,
         support=device.support,
+        times=seconds_of(device, target),
         teacher=graph,
         calibrate=_calibration(task, graph, validate, seed),
         validate=validate,
