@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from trimtab.compress.factorise.technique import Factorise
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.context import Context
 from trimtab.core.task import Task
@@ -29,3 +30,12 @@ def test_each_layer_says_what_its_weights_are() -> None:
     assert told.startswith("3 of 6 layers keep their weights in few bits on disk (binary, int2, int4)")
     assert "smaller, not faster" in told
     assert stored_only(rows[:1] + rows[4:]) is None
+
+
+def test_a_chain_of_layers_is_one_row_with_its_number_of_weights() -> None:
+    network = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
+    graph = set_mode(capture(network, torch.randn(2, 12)), False)
+    made = Factorise(ranks={"0": 3}).apply(graph, Context(Task(network, torch.randn(2, 12))))
+    first, last = layer_rows(graph, made)
+    assert first == {"name": "0", "before": [10, 12], "after": [3 * (12 + 10)], "precision": "float32"}
+    assert last["after"] == [4, 10]

@@ -44,6 +44,31 @@ def test_macs_of_a_point_are_those_of_its_network(made: tuple[Graph, Context, Sp
         assert total(costs, point, "latency") == len(left)
 
 
+def test_macs_of_a_point_with_ranks_are_those_of_its_network(made: tuple[Graph, Context, Space]) -> None:
+    graph, context, _ = made
+    ranks = {"layer2.0.conv1": (8, 4), "layer2.1.conv2": (16,)}
+    space = space_of(graph, context, ranks=ranks)
+    seconds = {(layer, p): {"latency": 1.0} for layer in shapes(space) for p in ("fp32", "int8")}
+    costs = factors(space, seconds, Rest())
+    whole = {axis.name: 0 for axis in space.axes}
+    low = whole | {f"Factorise:{name}": 1 for name in ranks}
+    assert space.steps(low) == [
+        {"technique": "Factorise", "ranks": {"layer2.0.conv1": 8, "layer2.1.conv2": 16}, "aware": True}
+    ]
+    # 16 channels at 8 x 8 to 32 at 4 x 4, and 32 to 32 at 4 x 4
+    saved = 16 * (9 * 16 * 32 - 8 * (9 * 16 + 32)) + 16 * (9 * 32 * 32 - 16 * (9 * 32 + 32))
+    assert total(costs, whole, "macs") - total(costs, low, "macs") == saved
+    assert total(costs, low, "latency") == len(space.layers) + 2
+    narrow = low | {axis.name: len(axis.choices) - 1 for axis in space.axes if axis.name.startswith("Prune:layer2")}
+    source = random.Random(1)
+    points = [{axis.name: axis.index(sample(axis, source)) for axis in space.axes} for _ in range(3)]
+    for point in (low, narrow, *points):
+        steps = [s for s in space.steps(point) if s["technique"] != "Quantise"]
+        left = layers(apply_plan(graph, Plan(tuple(steps)), context))
+        assert total(costs, point, "macs") == sum(layer.macs for layer in left.values())
+        assert total(costs, point, "latency") == len(left)
+
+
 def test_the_first_choices_are_the_network_as_it_is(made: tuple[Graph, Context, Space]) -> None:
     _, _, space = made
     assert space.plan({axis.name: 0 for axis in space.axes}).steps == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,23 +17,33 @@ FEW = ("binary", *(f"int{bits}" for bits in range(2, 8)))
 def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
     """For each weight matrix or kernel of the original: its shape, its shape in what was made of it, its precision.
 
-    A layer that was removed has no shape after.
+    A layer that was removed has no shape after; one that became a chain of layers has the number of their weights.
     """
     after, integers = made.tensors(), dict(_integers(made))
     rows = []
     for name, tensor in original.net.named_parameters():
         if tensor.ndim < 2:
             continue
-        left = after.get(name)
+        parts = {name: after[name]} if name in after else _chain(after, name)
+        kinds = {integers.get(n, str(t.dtype).removeprefix("torch.")) for n, t in parts.items()}
+        shapes = [list(t.shape) for t in parts.values()]
         rows.append(
             {
                 "name": name.removesuffix(".weight"),
                 "before": list(tensor.shape),
-                "after": None if left is None else list(left.shape),
-                "precision": None if left is None else integers.get(name, str(left.dtype).removeprefix("torch.")),
+                "after": shapes[0] if len(shapes) == 1 else [sum(map(math.prod, shapes))] if shapes else None,
+                "precision": next(iter(sorted(kinds)), None),
             }
         )
     return rows
+
+
+def _chain(after: Mapping[str, torch.Tensor], weight: str) -> dict[str, torch.Tensor]:
+    """The weights of the chain that `Factorise` put in a layer's place, perhaps more than once."""
+    module, _, leaf = weight.rpartition(".")
+    start = f"{module}." if module else ""
+    own = "factors" if leaf == "weight" else f"{leaf}_factors"
+    return {name: t for name, t in after.items() if name.startswith(f"{start}{own}.") and t.ndim > 1}
 
 
 def stored_only(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -161,7 +161,7 @@ def _costs(prepared: Prepared, runner: Runner, goal: Goal) -> bool:
 
 def _paying(prepared: Prepared, plan: Plan, original: Point, goal: Goal) -> tuple[Plan, tuple[str, ...]]:
     def measure() -> dict[str, Any]:
-        kept, sentences = paying(prepared, plan, original, goal, ("Prune",))
+        kept, sentences = paying(prepared, plan, original, goal, ("Factorise", "Prune"))
         return {"plan": kept.json(), "sentences": list(sentences)}
 
     found = settled(prepared, "pays", measure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from trimtab.compress.allocate import Factor, Site
+from trimtab.compress.factorise.aware import Moments, outputs_of
+from trimtab.compress.factorise.layers import wholes
+from trimtab.compress.factorise.technique import low_rank
 from trimtab.compress.quantise.ranges import weight_scales
 from trimtab.core.context import Context
 from trimtab.core.space import Axis
@@ -21,7 +24,7 @@ from trimtab.graph.blocks import remove
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.graph.surgery import cut
-from trimtab.pipeline.space import BITS, Space
+from trimtab.pipeline.space import BITS, LOW_RANK, Space
 from trimtab.train.distil import distillation_loss
 from trimtab.train.recipe import Distillation
 
@@ -53,13 +56,14 @@ def sensitivities(space: Space, graph: Graph, context: Context, key: str) -> lis
         key: the hash of the original and of the data.
     """
     reference = reference_of(graph, context)
+    seen = _seen(space, graph, reference)
     sites = []
     for k, axis in enumerate(space.axes):
         context.progress("sensitivity", k, len(space.axes))
         name = digest("sensitivity", key, axis, SAMPLES)
 
         def measure(axis: Axis = axis) -> list[float]:
-            return [0.0, *(_loss(space, graph, axis, choice, reference, context) for choice in axis.choices[1:])]
+            return [0.0, *(_loss(space, graph, axis, choice, reference, seen) for choice in axis.choices[1:])]
 
         found = context.store.once(name, measure) if context.store else measure()
         # A choice cannot help: what is below zero, or below a smaller cut, is noise.
@@ -109,13 +113,24 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _loss(space: Space, graph: Graph, axis: Axis, choice: Any, reference: Reference, context: Context) -> float:
+def _seen(space: Space, graph: Graph, reference: Reference) -> dict[str, Moments]:
+    """The moments of the outputs of the layers that have ranks to choose from."""
+    names = [axis.name.partition(":")[2] for axis in space.axes if axis.name.startswith("Factorise:")]
+    known, _ = wholes(graph)
+    return outputs_of(set_mode(graph.copy(), False), [known[n] for n in names], reference.inputs) if names else {}
+
+
+def _loss(
+    space: Space, graph: Graph, axis: Axis, choice: Any, reference: Reference, seen: Mapping[str, Moments]
+) -> float:
     kind, _, name = axis.name.partition(":")
     if kind == "Quantise":
         run = rounded(set_mode(graph.copy(), False), f"{name}.weight", BITS[choice])
         return divergence(run, reference, reference.outputs)
     if kind == "RemoveBlocks":
         changed = remove(graph, [name])
+    elif kind == "Factorise":
+        changed = low_rank(graph, LOW_RANK, {name: (wholes(graph)[0][name], (choice,))}, seen=seen)
     else:
         changed = cut(graph, {name: sorted(space.order[name][:choice])})
     return divergence(_with_batch_statistics(set_mode(changed, False)), reference, reference.live)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trimtab.compress.allocate import Assignment, Factor
+from trimtab.compress.factorise.shapes import limits, macs, parts
 from trimtab.compress.prune.blocks import RemoveBlocks
 from trimtab.compress.prune.channels import Prune
 from trimtab.compress.prune.scores import unit_scores
@@ -32,6 +33,9 @@ BITS = {"int8": 8, "int4": 4, "int2": 2}
 STORED = ("int4",)
 """Precisions of weights on disk alone, offered where the goal asks for a small file. Two bits: not measured yet."""
 
+LOW_RANK = "svd"
+"""The method of `Factorise` whose ranks are chosen together with widths: two layers, of which any may be quantised."""
+
 COSTS = ("latency", "energy", "size", "macs")
 COMBINATIONS = 3000
 """A layer between more combinations of widths than this is costed at the full width of the others."""
@@ -41,9 +45,10 @@ COMBINATIONS = 3000
 class Space:
     """What can be chosen in a trained network.
 
-    Axes are those that the techniques find, `Prune:<group>`, `RemoveBlocks:<block>` and
-    `Quantise:<layer>`, with the network as it is for their first choice: units kept of a group,
-    whether a block is removed, and `fp32`, `int8` or a precision of `STORED` for a layer.
+    Axes are those that the techniques find, `Prune:<group>`, `RemoveBlocks:<block>`, `Factorise:<layer>` and
+    `Quantise:<layer>`, with the network as it is for their first choice: units kept of a group, whether a block
+    is removed, the rank of a layer (None where it stays whole), and `fp32`, `int8` or a precision of `STORED` for
+    a layer. A layer is whole too where its rank gives no fewer multiply-adds at its chosen widths.
 
     Args:
         axes: one for each group that can be cut, removable block, and quantisable layer.
@@ -78,6 +83,11 @@ class Space:
             steps.append({"technique": "RemoveBlocks", "blocks": removed})
         if keep:
             steps.append({"technique": "Prune", "keep": keep})
+        ranks = {
+            layer_of(w): rank for w in self.layers if w not in gone and (rank := self._rank(w, chosen)) is not None
+        }
+        if ranks:
+            steps.append({"technique": "Factorise", "ranks": ranks, "aware": True})
         left = {layer_of(w): str(chosen.get(f"Quantise:{layer_of(w)}")) for w in self.layers if w not in gone}
         if any(p in BITS for p in left.values()):
             skip = sorted(name for name, p in left.items() if p == "fp32")
@@ -87,13 +97,25 @@ class Space:
             steps.append({"technique": "Quantise", **({"skip": skip} if skip else {}), **low})
         return steps
 
+    def _rank(self, weight: str, chosen: Mapping[str, Any]) -> int | None:
+        """The rank that a layer gets; None where it stays whole."""
+        rank: int | None = chosen.get(f"Factorise:{layer_of(weight)}")
+        if rank is None:
+            return None
+        found, _ = _at(self, weight, {site: chosen[site] for site in _touching(self, weight)})
+        return rank if len(found) > 1 else None
+
     def plan(self, point: Assignment) -> Plan:
         """The plan of a point, without training."""
         return Plan(tuple(self.steps(point)))
 
 
 def space_of(
-    graph: Graph, context: Context, precisions: Sequence[str] = ("fp32", "int8"), stored: Sequence[str] = ()
+    graph: Graph,
+    context: Context,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    stored: Sequence[str] = (),
+    ranks: Mapping[str, Sequence[int]] | None = None,
 ) -> Space:
     """The space of a trained network: the sites of `Prune`, `RemoveBlocks` and `Quantise`, a few widths of each.
 
@@ -102,6 +124,7 @@ def space_of(
         context: of the run.
         precisions: that the device computes in, the network's own first.
         stored: further precisions of weights on disk, some of `STORED`, where the file's size counts.
+        ranks: for the name of a layer, the ranks to choose from, largest first (`ranks.ranks_worth`).
     """
     known = {g.name: g for g in groups(graph, context.task.keep)}
     found = {b.name: b for b in blocks(graph)}
@@ -111,6 +134,7 @@ def space_of(
     disjoint = _disjoint([found[a.name.partition(":")[2]] for a in removable])
     axes += [a for a in removable if a.name.partition(":")[2] in {b.name for b in disjoint}]
     timed = layers(graph)
+    axes += [Axis(f"Factorise:{name}", (None, *given), ordered=True) for name, given in (ranks or {}).items()]
     if context.target.precision == "int8":
         axes += [
             Axis(a.name, (*precisions, *stored))
@@ -174,12 +198,12 @@ def factors(space: Space, table: Mapping[tuple[Layer, str], Mapping[str, float]]
         costs = {name: np.zeros(shape) for name in COSTS}
         for index in itertools.product(*map(range, shape)):
             chosen = {s: c[i] for s, c, i in zip(sites, counts, index, strict=True)}
-            layer, precision = _at(space, weight, chosen)
-            if layer is not None:
+            made, precision = _at(space, weight, chosen)
+            for layer in made:
                 for name, value in table[layer, computed(precision)].items():
-                    costs[name][index] = rest.scale.get(name, 1.0) * value
-                costs["size"][index] = layer.weights * BITS.get(precision, 32) / 8 + rest.layer_bytes
-                costs["macs"][index] = layer.macs
+                    costs[name][index] += rest.scale.get(name, 1.0) * value
+                costs["size"][index] += layer.weights * BITS.get(precision, 32) / 8 + rest.layer_bytes
+                costs["macs"][index] += layer.macs
         found.append(Factor(tuple(sites), costs))
     anchor = space.axes[0].name if space.axes else None
     if anchor is not None:
@@ -194,9 +218,7 @@ def shapes(space: Space) -> set[Layer]:
     for weight in space.layers:
         sites = _sites(space, weight)
         for values in itertools.product(*(space_axis(space, s).choices for s in sites)):
-            layer, _ = _at(space, weight, dict(zip(sites, values, strict=True)))
-            if layer is not None:
-                found.add(layer)
+            found |= set(_at(space, weight, dict(zip(sites, values, strict=True)))[0])
     return found
 
 
@@ -218,6 +240,15 @@ def space_axis(space: Space, name: str) -> Axis:
 def _sites(space: Space, weight: str) -> list[str]:
     """The axes that a layer's cost depends on, cut to COMBINATIONS by leaving out the widest."""
     names = {a.name: a for a in space.axes}
+    found = _touching(space, weight)
+    while np.prod([len(names[n].choices) for n in found], dtype=int) > COMBINATIONS:
+        found.remove(max((n for n in found if n.startswith("Prune:")), key=lambda n: len(names[n].choices)))
+    return found
+
+
+def _touching(space: Space, weight: str) -> list[str]:
+    """The axes that a layer's cost depends on."""
+    names = {a.name for a in space.axes}
     found = []
     for name, group in space.groups.items():
         if any(m.parameter == weight and any(m.indices) for m in group.members):
@@ -225,21 +256,20 @@ def _sites(space: Space, weight: str) -> list[str]:
     for name, block in space.blocks.items():
         if weight in block.parameters:
             found.append(f"RemoveBlocks:{name}")
-    if f"Quantise:{layer_of(weight)}" in names:
-        found.append(f"Quantise:{layer_of(weight)}")
-    while np.prod([len(names[n].choices) for n in found], dtype=int) > COMBINATIONS:
-        found.remove(max((n for n in found if n.startswith("Prune:")), key=lambda n: len(names[n].choices)))
-    return found
+    return found + [n for n in (f"Factorise:{layer_of(weight)}", f"Quantise:{layer_of(weight)}") if n in names]
 
 
-def _at(space: Space, weight: str, chosen: Mapping[str, Any]) -> tuple[Layer | None, str]:
-    """A layer's shape and precision under choices of its axes; None where its block is removed."""
+def _at(space: Space, weight: str, chosen: Mapping[str, Any]) -> tuple[tuple[Layer, ...], str]:
+    """What a layer becomes under choices of its axes, and its precision: two layers at a rank, none once removed."""
     layer, precision = space.layers[weight], space.precisions[0]
+    rank: int | None = None
     lost = [0, 0]
     for name, value in chosen.items():
         kind, _, site = name.partition(":")
         if kind == "RemoveBlocks" and value:
-            return None, precision
+            return (), precision
+        if kind == "Factorise":
+            rank = value
         if kind == "Quantise":
             precision = value
         if kind == "Prune":
@@ -247,12 +277,16 @@ def _at(space: Space, weight: str, chosen: Mapping[str, Any]) -> tuple[Layer | N
             for member in space.groups[site].members:
                 if member.parameter == weight and member.dim < 2:
                     lost[member.dim] += sum(len(member.indices[u]) for u in gone)
+    shape = _cut(layer, lost)
+    lower = rank is not None and rank <= limits(LOW_RANK, shape)[0] and macs(LOW_RANK, shape, (rank,)) < shape.macs
+    return (parts(LOW_RANK, shape, (rank or 0,)) if lower else (shape,)), precision
+
+
+def _cut(layer: Layer, lost: Sequence[int]) -> Layer:
+    """A layer without so many of its outputs and inputs."""
     if layer.groups == 1:
-        return replace(layer, inputs=layer.inputs - lost[1], outputs=layer.outputs - lost[0]), precision
+        return replace(layer, inputs=layer.inputs - lost[1], outputs=layer.outputs - lost[0])
     # A grouped convolution loses whole groups: its inputs shrink with its outputs.
     left = (layer.outputs - lost[0]) / layer.outputs
     count = max(round(layer.groups * left), 1)
-    return (
-        replace(layer, inputs=layer.inputs // layer.groups * count, outputs=layer.outputs - lost[0], groups=count),
-        precision,
-    )
+    return replace(layer, inputs=layer.inputs // layer.groups * count, outputs=layer.outputs - lost[0], groups=count)

@@ -15,6 +15,7 @@ from trimtab.pipeline.deploy import FILES
 from trimtab.pipeline.devices import held_to
 from trimtab.pipeline.points import is_integer
 from trimtab.pipeline.prepare import Prepared, settled
+from trimtab.pipeline.ranks import ranks_worth
 from trimtab.pipeline.sensitivity import refunds, sensitivities
 from trimtab.pipeline.space import STORED, Rest, Space, factors, shapes, space_of
 from trimtab.pipeline.table import measure
@@ -58,16 +59,17 @@ def survey(prepared: Prepared, goal: Goal, whole: Plan, clocked: Clocked, file: 
     """
     context = prepared.context
     stored = STORED if packed(prepared, file) and asks_for_size(goal) else ()
-    space = space_of(prepared.graph, context, prepared.device.precisions, stored)
-    found = shapes(space)
     # What the clock says is settled here: a resumed run works with the table of its first start.
     said = settled(prepared, "whole", lambda: {"in": clocked.runtime, **_values(clocked)})
     device = held_to(prepared.device, said["in"])
+    precision = "int8" if is_integer(whole) else "fp32"
+    ranks = settled(prepared, "ranks", lambda: ranks_worth(prepared, goal, device, precision))
+    space = space_of(prepared.graph, context, prepared.device.precisions, stored, ranks)
+    found = shapes(space)
     context.progress("latency table", 0, len(found))
     rows = settled(prepared, "table", lambda: _rows(measure(found, device, context.target, device.version())))
     table = {(layer, p): rows[str((layer, p))] for layer in found for p in device.precisions}
     context.progress("latency table", len(found), len(found))
-    precision = "int8" if is_integer(whole) else "fp32"
     sums = {
         name: sum(table[layer, precision].get(name, 0.0) for layer in space.layers.values())
         for name in ("latency", "energy")

@@ -87,7 +87,7 @@ class Factorise:
         ranks = self.resolve(graph, context).ranks or {}
         result = set_mode(graph.copy(), False)
         known, others = wholes(result)
-        layers = {name: (known[name], _ranks(self.method, known[name], given)) for name, given in ranks.items()}
+        layers = {name: (known[name], ranks_of(self.method, known[name], given)) for name, given in ranks.items()}
         result = low_rank(result, self.method, layers, self._inputs(result, context))
         return result.note(*left_whole(others))
 
@@ -153,7 +153,7 @@ class Factorise:
             if name not in free:
                 raise InputError("Factorise: ranks", where=name, got="a layer that keep=, layers= or skip= leaves out")
             self._refuse_misfit(graph, known[name])
-            _ranks(self.method, known[name], given)
+            ranks_of(self.method, known[name], given)
 
     def _refuse_misfit(self, graph: Graph, layer: Whole) -> None:
         """InputError where a layer does not suit the method."""
@@ -238,7 +238,7 @@ def _place(layer: Whole) -> str:
     return f"{module}.{own}" if module else own
 
 
-def _ranks(method: str, layer: Whole, given: int | Sequence[int]) -> Ranks:
+def ranks_of(method: str, layer: Whole, given: int | Sequence[int]) -> Ranks:
     """The ranks of a layer, checked.
 
     Raises:
