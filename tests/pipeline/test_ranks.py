@@ -133,3 +133,11 @@ def test_a_network_that_is_not_faster_keeps_none(low: float, prepared: Prepared)
     assert told == (
         () if low < 2 else ("Factorise did not make the network faster (3 s with it, 2 s without): dropped.",)
     )
+
+
+def test_ranks_that_are_none_are_told(prepared: Prepared) -> None:
+    fake = Fake("idle", lambda layer: 1.0)
+    left, told = paying_layers(with_device(prepared, fake), Factorise(ranks={}), prepared.graph, integer=False)
+    assert left is None
+    assert "all stay whole" in told[0]
+    assert fake.asked == []

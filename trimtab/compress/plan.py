@@ -91,7 +91,13 @@ def resolved(technique: Technique, graph: Graph, context: Context) -> tuple[Tech
     return settled if isinstance(settled, tuple) else (settled,)
 
 
-def plan_of(techniques: Sequence[Technique], graph: Graph, context: Context) -> Plan:
+Doubt = Callable[[int, Technique, Graph], Sequence[Technique]]
+"""From a technique's place, what it was resolved to, and the network that it comes to: what of it is kept."""
+
+
+def plan_of(
+    techniques: Sequence[Technique], graph: Graph, context: Context, doubt: Doubt = lambda _, each, __: (each,)
+) -> Plan:
     """Techniques as the steps of a plan, each resolved on the network that the ones before it leave.
 
     With a store in the context, what a technique came to is kept there under its place: a run that is started
@@ -101,6 +107,7 @@ def plan_of(techniques: Sequence[Technique], graph: Graph, context: Context) -> 
         techniques: in order.
         graph: the network.
         context: of the run; its store is this run's own.
+        doubt: says what is kept of each.
 
     Raises:
         InputError: a technique can't follow one before it, or does not fit the network.
@@ -109,8 +116,9 @@ def plan_of(techniques: Sequence[Technique], graph: Graph, context: Context) -> 
     steps: list[dict[str, Any]] = []
     for i, technique in enumerate(techniques):
 
-        def settle(technique: Technique = technique, graph: Graph = graph) -> list[dict[str, Any]]:
-            return [step_of(each) for each in resolved(technique, graph, context)]
+        def settle(i: int = i, technique: Technique = technique, graph: Graph = graph) -> list[dict[str, Any]]:
+            found = resolved(technique, graph, context)
+            return [step_of(kept) for each in found for kept in doubt(i, each, graph)]
 
         settled = settle() if context.store is None else context.store.once(f"resolved-{i}", settle)
         steps += settled

@@ -10,7 +10,7 @@ from typing import Any
 from trimtab.compress.factorise.layers import Whole, chosen, wholes
 from trimtab.compress.factorise.ranks import choices
 from trimtab.compress.factorise.shapes import misfit, parts
-from trimtab.compress.factorise.technique import Factorise, ranks_of
+from trimtab.compress.factorise.technique import NOTHING, Factorise, ranks_of
 from trimtab.compress.quantise.technique import Quantise
 from trimtab.core.errors import NotRunnable
 from trimtab.core.goal import Goal
@@ -96,12 +96,14 @@ def paying_layers(
 
     Returns: None where no layer is left.
     """
+    if not technique.ranks:
+        return None, (NOTHING,)
     known, _ = wholes(graph)
     device, method = prepared.device, technique.method
     precision = "int8" if integer and "int8" in device.precisions else device.precisions[0]
     chains = {
         name: parts(method, known[name].shape, ranks_of(method, known[name], given))
-        for name, given in (technique.ranks or {}).items()
+        for name, given in technique.ranks.items()
     }
     table = _table(prepared, device, {*_flat(chains.values()), *(known[name].shape for name in chains)})
     told, kept = [], {}
@@ -109,7 +111,7 @@ def paying_layers(
         whole = table[known[name].shape, precision].get("latency")
         low = sum(table[layer, precision].get("latency", 0.0) for layer in chain)
         if whole is None or low < whole:
-            kept[name] = (technique.ranks or {})[name]
+            kept[name] = technique.ranks[name]
             continue
         pair = f"{show(low, 's')} as {len(chain)} layers, {show(whole, 's')} whole"
         told.append(f"Factorise: {name} would not be faster on this target ({pair}): left whole.")

@@ -180,7 +180,7 @@ def test_sites_are_ranks_with_the_whole_layer_first(mixed: tuple[Graph, Context]
         ({"share": 0.5, "energy": 0.5}, "got energy and share"),
         ({"share": 1.0}, "share: got 1.0"),
         ({"energy": 0.0}, "energy: got 0.0"),
-        ({"energy": 1.0}, "nothing to factorise: got ranks at which no layer has fewer multiply-adds"),
+        ({"method": "spatial", "share": 0.5, "layers": ["same"], "skip": ["same"]}, "got no layer that suits"),
         ({"method": "cp", "energy": 0.9}, "energy: got method cp, expected ranks or share"),
         ({"multiple": 0, "share": 0.5}, "multiple: got 0"),
     ],
@@ -191,6 +191,15 @@ def test_bad_settings_name_layer_got_and_expected(
     with pytest.raises(InputError, match=said) as caught:
         Factorise(**settings).resolve(*mixed)
     assert "\n" not in str(caught.value)
+
+
+def test_where_no_layer_would_be_cheaper_all_stay_whole(mixed: tuple[Graph, Context]) -> None:
+    graph, context = mixed
+    found = Factorise(energy=1.0).resolve(graph, context)
+    assert found.ranks == {}
+    made = found.apply(graph, context)
+    assert made.tensors().keys() == graph.tensors().keys()
+    assert any("all stay whole" in note for note in made.notes)
 
 
 def test_a_kept_layer_stays_whole(mixed: tuple[Graph, Context]) -> None:

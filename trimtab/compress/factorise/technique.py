@@ -23,6 +23,9 @@ from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.graph.splice import spliced
 
+NOTHING = "Factorise: no layer has fewer multiply-adds at these ranks: all stay whole."
+"""What is told where there is nothing to do."""
+
 
 @dataclass(frozen=True)
 class Factorise:
@@ -50,7 +53,7 @@ class Factorise:
 
     Raises:
         InputError: a setting is out of range, a layer is unknown or of another kind than the method takes, a rank is
-            larger than the layer's matrix, the network is quantised, or nothing would become cheaper.
+            larger than the layer's matrix, no layer suits the method, or the network is quantised.
         RuntimeMissing: tensorly is not installed.
 
     Source: Denton et al. (2014), Exploiting Linear Structure Within Convolutional Networks; Jaderberg et al. (2014),
@@ -89,10 +92,10 @@ class Factorise:
         known, others = wholes(result)
         layers = {name: (known[name], ranks_of(self.method, known[name], given)) for name, given in ranks.items()}
         result = low_rank(result, self.method, layers, self._inputs(result, context))
-        return result.note(*left_whole(others))
+        return result.note(*left_whole(others), *([] if ranks else [NOTHING]))
 
     def resolve(self, graph: Graph, context: Context) -> Factorise:
-        """The same with `ranks` in place of `energy`, `share` or `rule`.
+        """The same with `ranks` in place of `energy`, `share` or `rule`; none where no layer would become cheaper.
 
         Raises:
             InputError: as above.
@@ -103,6 +106,8 @@ class Factorise:
             self._check_ranks(graph, context)
             return self
         layers = self._suited(graph, context)
+        if not layers:
+            raise InputError(f"Factorise: {self.method}: nothing to factorise", got="no layer that suits")
         seen: Mapping[str, Moments] = {}
         if self.aware and self.method == "svd" and self.energy is not None:
             own = set_mode(graph.copy(), False)
@@ -114,9 +119,6 @@ class Factorise:
             if found is not None and fits(self.method, layer.shape, found):
                 ranks[name] = found[0] if len(found) == 1 else list(found)
         context.progress("ranks", len(layers), len(layers))
-        if not ranks:
-            why = "no layer that suits" if not layers else "ranks at which no layer has fewer multiply-adds"
-            raise InputError(f"Factorise: {self.method}: nothing to factorise", got=why, do="Keep less of them.")
         return replace(self, ranks=ranks, energy=None, share=None, rule=None, multiple=8, layers=(), skip=())
 
     def check(self) -> Factorise:
