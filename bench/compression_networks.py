@@ -163,7 +163,7 @@ def vgg() -> tt.Task:
     x, y = cifar10.images(_file("cifar10_train_jpeg.npz", folder))
     test_x, test_y = cifar10.images(_file("cifar10_test_jpeg.npz", folder))
     return tt.Task(
-        model=_seeded(Vgg),
+        model=seeded(Vgg),
         example=cifar10.normalise(test_x[:2]),
         train=tt.Arrays(x, y, batch=128, shuffle=True, transform=cifar10.augment),
         calibrate=tt.Arrays(x[::97], None, batch=128, transform=cifar10.normalise),
@@ -180,7 +180,7 @@ def lenet(model: Callable[[], nn.Module], name: str) -> tt.Task:
     """MNIST: 10,000 images to train on; even test images to choose on, odd ones to prove on."""
     (x, y), (test_x, test_y) = (_digits(part) for part in ("train10k", "t10k"))
     return tt.Task(
-        model=_seeded(model),
+        model=seeded(model),
         example=scaled(x[:2]),
         train=tt.Arrays(x, y, batch=50, shuffle=True, transform=warped),
         calibrate=tt.Arrays(x[::19], None, batch=100, transform=scaled),
@@ -201,7 +201,7 @@ def gpt() -> tt.Task:
     x, y = windows(train, LENGTH // 2)
     test_x, test_y = (part[::5] for part in windows(test, LENGTH))  # a fifth: 1,963 windows, 251,000 characters
     return tt.Task(
-        model=_seeded(Gpt),
+        model=seeded(Gpt),
         example=x[:2],
         train=tt.Arrays(x, y, batch=32, shuffle=True),
         calibrate=tt.Arrays(x[::128], None, batch=32),
@@ -292,7 +292,8 @@ def trained(name: str, folder: Path = RUNS, progress: Progress = quiet, steps: i
     return once(network.task(), recipe, folder, progress)
 
 
-def _seeded(model: Callable[[], nn.Module]) -> nn.Module:
+def seeded(model: Callable[[], nn.Module]) -> nn.Module:
+    """A network with random weights that are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model()

@@ -72,6 +72,8 @@ def test_sensible_orders_are_taken(chain: list[Any]) -> None:
         ([technique("Share"), Quantise(weight={"bits": 4, "per": "channel"})], "a scale for each channel"),
         ([technique("Exits"), Prune(ratio=0.5)], "thresholds were chosen"),
         ([technique("Gates"), technique("Exits")], "thresholds were chosen"),
+        ([technique("Tie"), technique("Factorise")], "what was tied comes apart"),
+        ([technique("Sparsify"), technique("Tie")], "fewer of them"),
         ([Equalise(), Recalibrate()], "no statistics are left"),
     ],
 )

@@ -33,7 +33,7 @@ class Refusal:
 
 STRUCTURE = ("Prune", "RemoveBlocks", "Factorise", "Swap", "Experts")
 """What changes the network's form."""
-VALUES = ("Sparsify", "Share", "Distil", "Recalibrate", "Equalise", "Smooth")
+VALUES = ("Sparsify", "Share", "Tie", "Distil", "Recalibrate", "Equalise", "Smooth")
 """What changes its numbers and leaves its form."""
 DYNAMIC = ("Exits", "Gates")
 """What makes the work depend on the input."""
@@ -65,6 +65,18 @@ REFUSED: tuple[Refusal, ...] = (
         only=("pattern", ":"),
     ),
     Refusal(
+        ("Sparsify",),
+        ("Tie",),
+        "the mean of two weights whose zeros lie in other places has fewer of them",
+        "Put sparsify after it.",
+    ),
+    Refusal(
+        ("Tie",),
+        ("Factorise", "Swap", "Equalise", "Smooth"),
+        "each layer gets weights of its own by it, and what was tied comes apart",
+        "Put tie after it, or leave one of the two out.",
+    ),
+    Refusal(
         ("Share",),
         ("Distil",),
         "each weight would move by itself, and the shared values come apart",
@@ -72,7 +84,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         ("Share",),
-        ("Sparsify", "Factorise", "Swap", "Equalise", "Smooth"),
+        ("Sparsify", "Tie", "Factorise", "Swap", "Equalise", "Smooth"),
         "it gives weights values that are not among the shared ones",
         "Put share after it.",
     ),
@@ -85,12 +97,12 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         DYNAMIC,
-        (*STRUCTURE, "Sparsify", "Distil", "Recalibrate", *DYNAMIC),
+        (*STRUCTURE, "Sparsify", "Tie", "Distil", "Recalibrate", *DYNAMIC),
         "its thresholds were chosen for the answers of the network as it was",
         "Put it after all that changes them; equalise, smooth, share and quantise may follow.",
     ),
     Refusal(
-        ("Equalise", "Smooth"),
+        ("Equalise", "Smooth", "Share"),
         ("Recalibrate",),
         "they fold batch norm, and no statistics are left to measure",
         "Put recalibrate before them.",
