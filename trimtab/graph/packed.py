@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.core.errors import FileError
 from trimtab.graph.bits import STORED, bits_needed, pack_levels, packed_bytes, unpack_levels
 from trimtab.graph.packed_shared import packed_shared, unpacked_shared
+from trimtab.graph.packed_sparse import joined_sparse, mask_name, split_sparse
 
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16)
 """The smallest first; most of bfloat16 would fit into float16 too, which says less of where it comes from."""
@@ -24,7 +25,8 @@ def packed_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     """Tensors with int8 levels packed and fp32 values narrowed where that saves bytes, and what each one was.
 
     Of levels it tells the bits and the shape; a narrow tensor has its shape, and says that it was `float32`; of
-    shared weights it tells the size of the codebook, which is a tensor of its own.
+    shared weights it tells the size of the codebook, which is a tensor of its own. A tensor with many zeros is a mask
+    and the values left, which are packed in the same ways: under `sparse` it tells its shape.
 
     Args:
         tensors: on the CPU, contiguous, by name.
@@ -32,22 +34,39 @@ def packed_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     found = dict(tensors)
     packed: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        if tensor.dtype is torch.float32 and tensor.numel() >= _SAVED:
-            narrow, shared = narrowest(tensor), packed_shared(name, tensor)
-            narrowed = tensor.numel() * (4 if narrow is None else narrow.itemsize)
-            if shared is not None and sum(t.nbytes for t in shared[0].values()) + 2 * _SAVED < narrowed:
-                packed[name] = shared[1]
-                found |= shared[0]
-            elif narrow is not None:
-                found[name], packed[name] = tensor.to(narrow), {"dtype": "float32"}
-        if tensor.dtype is not torch.int8 or tensor.numel() <= _SAVED:
-            continue
+        stored, said = _packed(name, tensor)
+        split = split_sparse(tensor) if tensor.numel() >= _SAVED else None
+        if split is not None:
+            values, how = _packed(name, split[1])
+            values[mask_name(name)] = split[0]
+            if _size(values) + _SAVED < _size(stored):
+                stored, said = values, {**how, "sparse": list(tensor.shape)}
+        found |= stored
+        if said:
+            packed[name] = said
+    return found, packed
+
+
+def _packed(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is stored of one tensor, and what is told of it; nothing where it is stored as it is."""
+    if tensor.dtype is torch.float32 and tensor.numel() >= _SAVED:
+        narrow, shared = narrowest(tensor), packed_shared(name, tensor)
+        narrowed = tensor.numel() * (4 if narrow is None else narrow.itemsize)
+        if shared is not None and _size(shared[0]) + 2 * _SAVED < narrowed:
+            return shared
+        if narrow is not None:
+            return {name: tensor.to(narrow)}, {"dtype": "float32"}
+    if tensor.dtype is torch.int8 and tensor.numel() > _SAVED:
         levels = tensor.numpy()
         bits = bits_needed(levels)
         if tensor.numel() - packed_bytes(tensor.numel(), bits) > _SAVED:
-            found[name] = torch.from_numpy(pack_levels(levels, bits))
-            packed[name] = {"bits": bits, "shape": list(tensor.shape)}
-    return found, packed
+            data = torch.from_numpy(pack_levels(levels, bits))
+            return {name: data}, {"bits": bits, "shape": list(tensor.shape)}
+    return {name: tensor}, {}
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.nbytes for t in tensors.values())
 
 
 def narrowest(tensor: Tensor) -> torch.dtype | None:
@@ -76,20 +95,27 @@ def unpacked_tensors(tensors: Mapping[str, Tensor], packed: Any, path: Path) -> 
     if not isinstance(packed, dict):
         raise FileError("load: packed tensors", where=path, got=type(packed).__name__, expected="bits and shapes")
     for name, said in packed.items():
-        if said == {"dtype": "float32"}:
-            found[name] = _widened(tensors.get(name), name, path)
-            continue
-        if isinstance(said, dict) and "codebook" in said:
-            found = unpacked_shared(found, str(name), said, path)
-            continue
-        bits, shape = _said(name, said, path)
-        data = tensors.get(name)
-        size = packed_bytes(math.prod(shape), bits)
-        if data is None or data.dtype is not torch.uint8 or data.ndim != 1 or len(data) != size:
-            got = "no tensor" if data is None else f"{data.dtype} {list(data.shape)}".removeprefix("torch.")
-            raise FileError("load: packed tensor", where=f"{path}: {name[:80]}", got=got, expected=f"uint8 [{size}]")
-        found[name] = torch.from_numpy(unpack_levels(data.numpy(), bits, shape))
+        plain = {k: v for k, v in said.items() if k != "sparse"} if isinstance(said, dict) else said
+        if plain != {}:
+            found = _unpacked(found, name, plain, path)
+        if isinstance(said, dict) and "sparse" in said:
+            found = joined_sparse(found, str(name), said["sparse"], path)
     return found
+
+
+def _unpacked(found: dict[str, Tensor], name: str, said: Any, path: Path) -> dict[str, Tensor]:
+    """All tensors, one of them as `_packed` took it."""
+    if said == {"dtype": "float32"}:
+        return found | {name: _widened(found.get(name), name, path)}
+    if isinstance(said, dict) and "codebook" in said:
+        return unpacked_shared(found, str(name), said, path)
+    bits, shape = _said(name, said, path)
+    data = found.get(name)
+    size = packed_bytes(math.prod(shape), bits)
+    if data is None or data.dtype is not torch.uint8 or data.ndim != 1 or len(data) != size:
+        got = "no tensor" if data is None else f"{data.dtype} {list(data.shape)}".removeprefix("torch.")
+        raise FileError("load: packed tensor", where=f"{path}: {name[:80]}", got=got, expected=f"uint8 [{size}]")
+    return found | {name: torch.from_numpy(unpack_levels(data.numpy(), bits, shape))}
 
 
 def _widened(data: Tensor | None, name: str, path: Path) -> Tensor:

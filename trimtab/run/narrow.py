@@ -28,7 +28,7 @@ def store_narrow(work: Work) -> None:
         if tensor.data_type != TensorProto.FLOAT or name in {*work.outputs, *work.pinned}:
             continue
         value = work.array(name)
-        found = _narrowest(value) if value is not None and value.size >= _LEAST else None
+        found = narrowest(value) if value is not None and value.size >= _LEAST else None
         if found is None or value is None:
             continue
         kind, data = found
@@ -38,7 +38,7 @@ def store_narrow(work: Work) -> None:
         work.nodes.insert(0, helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT))
 
 
-def _narrowest(value: Array) -> tuple[int, bytes] | None:
+def narrowest(value: Array) -> tuple[int, bytes] | None:
     """The ONNX type and the bytes of the smallest floating-point type that holds all values, bit for bit."""
     import ml_dtypes
     from onnx import TensorProto

@@ -40,6 +40,7 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     from trimtab.run.dynamic import integer_products
     from trimtab.run.narrow import store_narrow
     from trimtab.run.pack_shared import store_shared
+    from trimtab.run.pack_sparse import store_sparse
     from trimtab.run.pads import keep_pads
     from trimtab.run.simplify import simplify
     from trimtab.run.weight_only import arrange_weights
@@ -57,8 +58,9 @@ def pack(model: Any, parameters: Mapping[str, np.ndarray[Any, Any]] | None = Non
     for step in (_constants, simplify, _fold, simplify, *arrange, _defaults, keep_pads, _dead):
         step(work)
     name_transposed(work, parameters or {})
+    sparse = store_sparse(work)
     store_shared(work)
-    later = store_bits(work)
+    later = store_bits(work) or sparse
     store_narrow(work)
     _dead(work)
     names = short_names(work, parameters or {})

@@ -40,7 +40,7 @@ def store_shared(work: Work) -> None:
         found, turned = codebook_of(value), False
         if found is None and value.ndim == 2:
             found, turned = codebook_of(np.ascontiguousarray(value.T)), True
-        if found is None or found.entries > LARGEST or _cost(work, found) >= value.nbytes:
+        if found is None or found.entries > LARGEST or cost_of_codebook(work, found) >= value.nbytes:
             continue
         whole = f"{name}/shared"
         work.replace({name: whole})
@@ -85,7 +85,7 @@ def _table(found: Codebook) -> Array:
     return np.roll(rows, -(found.entries // 2), axis=0)
 
 
-def _cost(work: Work, found: Codebook) -> float:
+def cost_of_codebook(work: Work, found: Codebook) -> float:
     """Bytes in the file, about."""
     levels = _levels(found)
     stored = [cost_of(work, levels, bits) for bits in range(bits_needed(levels), STORED)]
