@@ -47,14 +47,22 @@ def choices(graph: Graph) -> tuple[Choice, ...]:
 
 
 def _name(test: Node) -> str:
-    """The longest name that the weights of the last layer before a test begin with."""
+    """What the weights of the last layer before a test begin with, without that layer's own name."""
     node: Node | None = test
     while node is not None:
-        weights = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        weights = [str(w.target) for n in node.all_input_nodes for w in _read(n)]
         if weights:
-            return weights[0].rpartition(".")[0].rpartition(".")[0] or weights[0]
+            return weights[0].rpartition(".")[0].rpartition(".")[0] or weights[0].rpartition(".")[0]
         node = next((n for n in node.all_input_nodes if n.op == "call_function"), None)
     return test.name
+
+
+def _read(node: Node) -> list[Node]:
+    """A parameter, or the parameters that a value is made from alone, such as a dequantised weight."""
+    if node.op == "get_attr":
+        return [node]
+    alone = node.op == "call_function" and bool(node.all_input_nodes)
+    return node.all_input_nodes if alone and all(n.op == "get_attr" for n in node.all_input_nodes) else []
 
 
 def opened(graph: Graph, names: Sequence[str]) -> Graph:

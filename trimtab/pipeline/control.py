@@ -16,12 +16,14 @@ from trimtab.train.evaluate import evaluate
 def control_plan(plan: Plan) -> Plan:
     """The training steps of a plan, with the same settings, and nothing else.
 
-    Quantisation-aware training counts as training of as many steps.
+    Quantisation-aware training counts as training of as many steps; that of exits' heads alone counts as none.
     """
     steps: list[Mapping[str, Any]] = []
     for step in plan.steps:
         if step["technique"] == "Distil":
             steps.append(step)
+        elif step["technique"] == "Exits" and not step.get("joint"):
+            continue  # its heads learn, and the network does not
         elif step.get("train"):
             steps.append({"technique": "Distil", **step["train"]})
     return Plan(tuple(steps))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from trimtab.core.context import Context
 from trimtab.core.metric import Metric, metric
 from trimtab.core.plan import Plan
 from trimtab.core.store import write_json
@@ -13,7 +16,10 @@ from trimtab.graph.save import save
 from trimtab.run.device import MODEL, Device
 from trimtab.run.export import export_onnx
 from trimtab.run.runtime import Array, onnx_files
+from trimtab.train.data import checked, mixed
 
+TURNS = 512
+"""Real inputs that take turns in timing networks whose work depends on them."""
 FILES = (MODEL, "model.trim.json", "model.safetensors", "plan.json")
 """What is kept of each point."""
 
@@ -51,3 +57,16 @@ def computes(runtime: str) -> str:
 def example_inputs(graph: Graph, batch: int) -> list[Array]:
     """One batch of random inputs as arrays."""
     return [t.numpy() for t in graph.example(batch)]
+
+
+def real_inputs(graph: Graph, context: Context) -> list[list[Array]]:
+    """Batches of the target's size from the validation data (else the calibration data), drawn at random, as arrays."""
+    batches, batch = context.validate or context.calibrate, context.target.batch
+    if not batches:
+        return []
+    found = []
+    for each in mixed(batches, TURNS * batch, context.seed):
+        inputs, _ = checked(each, graph, "validate")
+        parts = zip(*(torch.split(tensor, batch) for tensor in inputs), strict=True)
+        found += [[tensor.numpy() for tensor in part] for part in parts if len(part[0]) == batch]
+    return found

@@ -33,6 +33,7 @@ from trimtab.pipeline.record import Record, write_record
 from trimtab.pipeline.recover import Recovered, recover
 from trimtab.pipeline.repair import learnt_rounding, repaired
 from trimtab.pipeline.survey import Survey, survey
+from trimtab.pipeline.ways import ways
 from trimtab.search.front import front
 
 ROUNDS = 4
@@ -309,7 +310,13 @@ def _write(
     made, clocked = load(run.folder / "front" / winner.name), proofs[winner.name].clocked
     batch = batch_facts(prepared, run.goal, winner)
     layers = layer_rows(prepared.graph, made)
-    told = (*clocked.notes, *([batch["told"]] if batch else []), *filter(None, [stored_only(layers)]))
+    some, split = (prepared.test, "test") if prepared.test else (prepared.context.validate, "validate")
+    told = (
+        *clocked.notes,
+        *ways(made, some, split, prepared.context),
+        *([batch["told"]] if batch else []),
+        *filter(None, [stored_only(layers)]),
+    )
     record = Record(
         task=prepared.context.task.name,
         target=prepared.context.target,

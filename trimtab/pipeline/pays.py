@@ -12,7 +12,7 @@ from trimtab.core.goal import Goal
 from trimtab.core.metric import metric, show
 from trimtab.core.plan import Plan
 from trimtab.pipeline.candidates import Candidate
-from trimtab.pipeline.deploy import example_inputs, size_of, write_point
+from trimtab.pipeline.deploy import example_inputs, real_inputs, size_of, write_point
 from trimtab.pipeline.points import Point, without
 from trimtab.pipeline.prepare import Prepared
 from trimtab.run.device import Clocked
@@ -111,5 +111,6 @@ def sized(prepared: Prepared, plan: Plan, original: Point, seconds: float) -> tu
         file = write_point(graph, plan, Path(folder))
         inputs = example_inputs(graph, target.batch)
         reference = file if original.clocked.lacks else original.reference
-        timed = prepared.device.clock(reference, {"": file}, target, inputs, seconds)[""]
+        turns = real_inputs(graph, prepared.context)
+        timed = prepared.device.clock(reference, {"": file}, target, inputs, seconds, turns)[""]
         return timed, size_of(prepared.device, file).value

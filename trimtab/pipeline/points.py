@@ -14,7 +14,7 @@ from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
 from trimtab.graph.count import total
 from trimtab.graph.model import Graph
-from trimtab.pipeline.deploy import FILES, computes, example_inputs, onnx_size, size_of, write_point
+from trimtab.pipeline.deploy import FILES, computes, example_inputs, onnx_size, real_inputs, size_of, write_point
 from trimtab.pipeline.folder import finished
 from trimtab.pipeline.prepare import Prepared
 from trimtab.run.device import MODEL, Clocked
@@ -88,8 +88,8 @@ def point(prepared: Prepared, folder: Path, name: str, plan: Plan, original: Poi
     timed = Clocked(device.name, {})
     reference = original.reference if original is not None and original.clocked.metrics else file
     if is_integer(plan) or "fp32" in device.precisions:
-        inputs = example_inputs(graph, target.batch)
-        timed = device.clock(reference, {name: file}, target, inputs)[name]
+        inputs, turns = example_inputs(graph, target.batch), real_inputs(graph, prepared.context)
+        timed = device.clock(reference, {name: file}, target, inputs, turns=turns)[name]
     if is_integer(plan):
         device.check(file, timed.runtime)
     size = size_of(device, file) if timed.metrics else onnx_size(file)

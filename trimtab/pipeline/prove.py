@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.core.metric import Metric
 from trimtab.core.task import Batch
-from trimtab.pipeline.deploy import computes, example_inputs
+from trimtab.pipeline.deploy import computes, example_inputs, real_inputs
 from trimtab.pipeline.points import Point
 from trimtab.pipeline.prepare import Prepared
 from trimtab.run.clean import clean_footprint, clean_outputs
@@ -44,6 +44,7 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
         seconds: to time each for.
     """
     inputs = example_inputs(prepared.graph, prepared.context.target.batch)
+    turns = real_inputs(prepared.graph, prepared.context)
     proofs: dict[str, Proof] = {}
     reference: Any = None
     everyone = [baseline, *(p for p in points if p.name != baseline.name)]
@@ -52,7 +53,7 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
         clocked = each.clocked
         if each.integer or "fp32" in prepared.device.precisions:
             timed = prepared.device.clock(
-                baseline.reference, {each.name: each.file}, prepared.context.target, inputs, seconds
+                baseline.reference, {each.name: each.file}, prepared.context.target, inputs, seconds, turns
             )
             clocked = timed[each.name]
         found, metrics = tested(prepared, each.file, clocked.runtime)

@@ -23,6 +23,7 @@ from trimtab.run.layers import layers as stored_layers
 from trimtab.run.measure import Timing, cost, latency, measure, ratio, throughput
 from trimtab.run.pinned import pinned
 from trimtab.run.runtime import Array, Session, read_onnx
+from trimtab.run.turns import depends_on_input, measure_in_turn
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,13 @@ class Cpu:
         return runtime_of(self.runtime).artifact(file)
 
     def clock(
-        self, baseline: Path, files: Mapping[str, Path], target: Target, inputs: Sequence[Array], seconds: float = 3.0
+        self,
+        baseline: Path,
+        files: Mapping[str, Path],
+        target: Target,
+        inputs: Sequence[Array],
+        seconds: float = 3.0,
+        turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """Time files against the original in every runtime of the target, interleaved in this process.
 
@@ -74,10 +81,14 @@ class Cpu:
                     return session
 
                 sessions = {which: load(path, which) for which in self._candidates()}
-                original = load(baseline, None)
-                clocked = fastest(measure({"": original, **sessions}, inputs, seconds, target.threads))
+                both = {"": load(baseline, None), **sessions}
+                if depends_on_input(path):
+                    timed = measure_in_turn(both, turns or [inputs], seconds, target.threads)
+                    clocked = replace(fastest(timed), notes=(*fastest(timed).notes, *_in_turn(turns)))
+                else:
+                    clocked = fastest(measure(both, inputs, seconds, target.threads))
+                    clocked = _with_energy(clocked, both[""], sessions[clocked.runtime], inputs, target.threads)
                 clocked = replace(clocked, notes=(*clocked.notes, *_smaller(path, clocked.runtime)))
-                clocked = _with_energy(clocked, original, sessions[clocked.runtime], inputs, target.threads)
                 found[name] = replace(clocked, notes=(*clocked.notes, *_fell_back(path, clocked.runtime, target.batch)))
         return found
 
@@ -93,6 +104,16 @@ class Cpu:
 
     def _candidates(self) -> tuple[str, ...]:
         return (runtime_of(self.runtime).name,) if self.runtime else tuple(r.name for r in runtimes())
+
+
+def _in_turn(turns: Sequence[Sequence[Array]]) -> tuple[str, ...]:
+    """What the user should know of the timing of a network whose work depends on its input."""
+    if turns:
+        return (
+            "The network does less for some inputs than for others: its latency is the mean over real inputs in turn, "
+            "and its energy was not measured.",
+        )
+    return ("The network does less for some inputs than for others, and there were no real ones to time it on.",)
 
 
 def _smaller(path: Path, runtime: str) -> tuple[str, ...]:
@@ -145,6 +166,8 @@ def _fell_back(file: Path, runtime: str, batch: int) -> tuple[str, ...]:
 
 def _unsteady(timings: Sequence[Timing]) -> str:
     spread = max(t.spread for t in timings)
+    if any(t.inputs for t in timings):
+        return f"The latency is unreliable: repeats of the same input, or the original's, spread by {spread:.0%}."
     width = max((t.interval[1] - t.interval[0]) / t.median_s for t in timings)
     return (
         f"The latency is unreliable: measured twice, its rounds or the original's still spread by {spread:.0%}, "

@@ -62,7 +62,13 @@ class Cuda:
         return onnx_files(file)
 
     def clock(
-        self, baseline: Path, files: Mapping[str, Path], target: Target, inputs: Sequence[Array], seconds: float = 3.0
+        self,
+        baseline: Path,
+        files: Mapping[str, Path],
+        target: Target,
+        inputs: Sequence[Array],
+        seconds: float = 3.0,
+        turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """Time files in every precision that the target allows, against the original in fp32 in torch's compiler."""
         from trimtab.run.cuda_session import CudaSession, OrtGpuSession, on_gpu, peak_bytes

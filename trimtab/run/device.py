@@ -77,7 +77,13 @@ class Device(Protocol):
         """
 
     def clock(
-        self, baseline: Path, files: Mapping[str, Path], target: Target, inputs: Sequence[Array], seconds: float = 3.0
+        self,
+        baseline: Path,
+        files: Mapping[str, Path],
+        target: Target,
+        inputs: Sequence[Array],
+        seconds: float = 3.0,
+        turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """What each file costs.
 
@@ -87,6 +93,7 @@ class Device(Protocol):
             target: batch and threads.
             inputs: one batch, in the order of the model's inputs.
             seconds: to measure for, each; a model takes none.
+            turns: batches of real inputs; files whose work depends on the input are timed on these in turn.
 
         Raises:
             FileError: a file is missing or damaged. NotRunnable: the device can't run it: which layer, what limit.

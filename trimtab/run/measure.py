@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +30,16 @@ class Timing:
     """How long one inference takes.
 
     Args:
-        median_s: median over rounds, s.
+        median_s: median over rounds, s; the mean over them where real inputs took turns.
         interval: its bootstrap 95 % interval, s.
-        spread: interquartile range over median.
+        spread: interquartile range over median; of repeats of the same input where inputs took turns.
         n: rounds.
         burst: inferences timed in each round.
         batch: samples in one inference.
         threads: that the session may use.
         reliable: the interval is narrower than `BOUND`, and the spread than `SPREAD`.
         rounds: seconds per inference in each round, in order; two timings of one measurement pair by index.
+        inputs: how many real inputs took turns (`run.turns`); 0 where all inferences had the same input.
     """
 
     median_s: float
@@ -49,6 +51,7 @@ class Timing:
     threads: int
     reliable: bool
     rounds: tuple[float, ...]
+    inputs: int = 0
 
 
 def measure(
@@ -107,10 +110,12 @@ def timing(rounds: Sequence[float], burst: int, batch: int, threads: int, seed: 
 def ratio(baseline: Timing, candidate: Timing, seed: int = 0) -> Metric:
     """`latency_ratio`: median of the baseline over median of the candidate, above 1 if the candidate is faster.
 
-    The bootstrap 95 % interval resamples rounds, the same ones for both where they were measured together.
+    Of means where real inputs took turns. The bootstrap 95 % interval resamples rounds, the same
+    ones for both where they were measured together.
     """
     value = baseline.median_s / candidate.median_s
-    interval = ratio_interval(baseline.rounds, candidate.rounds, seed)
+    centre = np.mean if candidate.inputs else np.median
+    interval = ratio_interval(baseline.rounds, candidate.rounds, seed, centre)
     return metric("latency_ratio", value, "measured", n=candidate.n, interval=interval, how=_how(candidate))
 
 
@@ -142,13 +147,30 @@ def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
     return float(low), float(high)
 
 
-def ratio_interval(baseline: Sequence[float], candidate: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval of median(baseline) / median(candidate); rounds are paired if there are as many."""
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap 95 % interval of the mean."""
+    sample = np.asarray(values)
+    picks = np.random.default_rng(seed).integers(0, len(sample), (_RESAMPLES, len(sample)))
+    low, high = np.percentile(np.mean(sample[picks], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ratio_interval(
+    baseline: Sequence[float], candidate: Sequence[float], seed: int = 0, centre: Callable[..., Any] = np.median
+) -> tuple[float, float]:
+    """Bootstrap 95 % interval of median(baseline) / median(candidate); rounds are paired if there are as many.
+
+    Args:
+        baseline: seconds of each round.
+        candidate: the same.
+        seed: of the bootstrap.
+        centre: `np.median` or `np.mean`.
+    """
     a, b = np.asarray(baseline), np.asarray(candidate)
     generator = np.random.default_rng(seed)
     picks = generator.integers(0, len(a), (_RESAMPLES, len(a)))
     others = picks if len(a) == len(b) else generator.integers(0, len(b), (_RESAMPLES, len(b)))
-    ratios = np.median(a[picks], axis=1) / np.median(b[others], axis=1)
+    ratios = centre(a[picks], axis=1) / centre(b[others], axis=1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
 
@@ -156,6 +178,11 @@ def ratio_interval(baseline: Sequence[float], candidate: Sequence[float], seed: 
 def _how(timing: Timing) -> str:
     shaky = "" if timing.reliable else "; unreliable: the machine was busy or changed its clock"
     threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
+    if timing.inputs:
+        return (
+            f"mean over {timing.inputs} real inputs in turn, interleaved, one process, {timing.n} rounds of "
+            f"{timing.burst} inputs, batch {timing.batch}, {threads}, spread of repeats {timing.spread:.1%}{shaky}"
+        )
     return (
         f"interleaved, one process, {timing.n} rounds of {timing.burst} warm inferences, batch {timing.batch}, "
         f"{threads}, spread {timing.spread:.1%}{shaky}"

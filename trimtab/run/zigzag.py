@@ -76,7 +76,13 @@ class ZigZag:
         return onnx_files(file)
 
     def clock(
-        self, baseline: Path, files: Mapping[str, Path], target: Target, inputs: Sequence[Array], seconds: float = 3.0
+        self,
+        baseline: Path,
+        files: Mapping[str, Path],
+        target: Target,
+        inputs: Sequence[Array],
+        seconds: float = 3.0,
+        turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """Model files against the baseline, from the quantised graphs that stand beside them, layer by layer.
 

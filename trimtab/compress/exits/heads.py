@@ -139,7 +139,7 @@ def heads(graph: Graph, links: Sequence[Link], layers: int, width: int | None, s
     widest = _read(end)
     found: dict[str, Head] = {}
     for link in links:
-        sizes, last = shape(nodes[link.node])[1:], _last(nodes[link.node])
+        sizes, last = shape(nodes[link.node])[1:], channels_last(nodes[link.node])
         own = sizes[-1] if last else sizes[0]
         doubled = [min(own * 2 ** (i + 1), max(widest, own)) for i in range(layers)]
         with torch.random.fork_rng(devices=[]):
@@ -159,7 +159,7 @@ def _read(end: Node) -> int:
     return 64
 
 
-def _last(node: Node) -> bool:
+def channels_last(node: Node) -> bool:
     """Whether the last dimension of a value holds its channels, as it does behind a linear layer or layer norm."""
     rank = len(shape(node))
     for _ in range(64 if rank > 2 else 0):

@@ -114,7 +114,7 @@ def taught(
     recipe = concrete(form, context, recipe)
     result = fit_network(form, context, recipe).tensors()
     trained = {name: _loaded(head, f"{NAME}.heads.{key(name)}.", result) for name, head in heads.items()}
-    return (_copied(graph, result) if joint else graph), trained, recipe
+    return (with_tensors(graph, result) if joint else graph), trained, recipe
 
 
 def _folded(graph: Graph, links: Sequence[Link]) -> Graph:
@@ -164,7 +164,8 @@ def _loaded(head: Head, prefix: str, tensors: Mapping[str, Tensor]) -> Head:
 
 
 @torch.no_grad()
-def _copied(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
+def with_tensors(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
+    """A network with the values of other tensors, by name."""
     fresh = graph.copy()
     for name, tensor in fresh.tensors().items():
         tensor.copy_(tensors[name])

@@ -76,7 +76,13 @@ class EthosU:
         return (path,)
 
     def clock(
-        self, baseline: Path, files: Mapping[str, Path], target: Target, inputs: Sequence[Array], seconds: float = 3.0
+        self,
+        baseline: Path,
+        files: Mapping[str, Path],
+        target: Target,
+        inputs: Sequence[Array],
+        seconds: float = 3.0,
+        turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """Cycles that Vela counts for each point, from the graph that stands beside its file.
 

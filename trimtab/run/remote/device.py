@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core.errors import DeviceError, FileError, InputError
+from trimtab.core.errors import DeviceError, FileError, InputError, NotRunnable
 from trimtab.core.metric import Metric, Source
 from trimtab.core.target import Target
 from trimtab.hardware.layer import Layer
@@ -25,6 +25,7 @@ from trimtab.run.remote.about import About, about
 from trimtab.run.remote.client import Client, NotThere, address, ask, fetch, nonsense, sent
 from trimtab.run.remote.kept import INPUTS, MODELS
 from trimtab.run.runtime import Array, onnx_files
+from trimtab.run.turns import depends_on_input
 
 _CHUNK = 64
 """Layers in one question."""
@@ -83,9 +84,19 @@ class Remote:
         return onnx_files(file)
 
     def clock(
-        self, baseline: Path, files: Mapping[str, Path], target: Target, inputs: Sequence[Array], seconds: float = 3.0
+        self,
+        baseline: Path,
+        files: Mapping[str, Path],
+        target: Target,
+        inputs: Sequence[Array],
+        seconds: float = 3.0,
+        turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """Time files there, each in a fresh process with the original beside it."""
+        branching = [name for name, path in files.items() if depends_on_input(path)]
+        if branching:
+            do = "Choose a runtime of this machine: its clock takes real inputs in turn."
+            raise NotRunnable("device: the network's work depends on its input", where=branching[0], do=do)
         there = about(self.client)
         which = self._which(there)
         held = {"baseline": self._read(baseline, there), "inputs": _packed(inputs)}
