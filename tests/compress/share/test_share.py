@@ -87,6 +87,8 @@ def test_weighted_sharing_loses_less_of_what_a_layer_computes() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(64, 64)).eval()
     x = torch.randn(256, 64) * torch.logspace(-1.5, 1.5, 64)
+    with torch.no_grad():
+        model[0].weight *= torch.logspace(0.7, -0.7, 64)  # loud inputs meet small weights
     graph = capture(model, x[:2])
     context = Context(Task(model, x[:2]), calibrate=((x,),))
 
@@ -186,7 +188,7 @@ def test_shared_weights_are_few_bits_in_the_torch_file(setting: tuple[Graph, Con
 @pytest.mark.parametrize(
     "harm",
     [
-        {"codebook": 0}, {"codebook": 257}, {"codebook": True}, {"block": 0}, {"block": 3}, {"shape": [1 << 40, 1 << 40]},
+        {"codebook": 0}, {"codebook": 257}, {"codebook": True}, {"block": 0}, {"block": 3}, {"shape": [1 << 40, 9]},
         {"shape": [64, 63]}, {"codebook": 3}, {"shape": "x"},
     ],
 )  # fmt: skip

@@ -42,10 +42,19 @@ def centres_of(values: Tensor, count: int, start: Start, weights: Tensor, genera
         ends = torch.cat([borders.new_zeros(1), borders, borders.new_tensor([len(ordered)])])
         inside = mass[ends[1:]] - mass[ends[:-1]]
         moved = torch.where(inside > 0, (moment[ends[1:]] - moment[ends[:-1]]) / inside.clamp_min(1e-300), centres)
+        if bool((inside <= 0).any()):
+            moved[int((inside <= 0).int().argmax())] = _worst(ordered, h, moved[inside > 0])
+        moved = moved.sort().values
         if torch.equal(moved, centres):
             break
-        centres = moved.sort().values
-    return centres.to(values.dtype).unique()
+        centres = moved
+    near = nearest(values, centres.to(values.dtype))
+    return centres.to(values.dtype)[near.unique()].unique()
+
+
+def _worst(ordered: Tensor, h: Tensor, centres: Tensor) -> Tensor:
+    """The value that is worst off with some centres: where one that nothing is near starts again."""
+    return ordered[(h * (ordered - centres[nearest(ordered, centres)]).square()).argmax()]
 
 
 def nearest(values: Tensor, centres: Tensor) -> Tensor:
