@@ -17,7 +17,10 @@ from trimtab.cli.show import Bars
 from trimtab.core.errors import ExportError, GoalNotMet, InputError
 from trimtab.pipeline.fit import Result
 
-COMMANDS = ("fit", "compress", "apply", "choose", "verify", "profile", "targets", "probe", "device", "doctor", "report")
+COMMANDS = (
+    *("fit", "compress", "apply", "distil", "choose", "verify", "profile"),
+    *("targets", "probe", "device", "doctor", "report"),
+)
 
 SMALL = """
 import torch

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,7 @@ __all__ = [
     "accuracy",
     "capture",
     "compress",
+    "distil",
     "fit",
     "load",
     "load_task",
@@ -157,6 +158,48 @@ def _compress(
     folder = run_folder(task, out)
     result = run(task, steps, target=target, out=folder, seed=seed, progress=progress or quiet)
     write(folder)
+    return result
+
+
+def distil(
+    teacher: Task | Path | str | Sequence[Task | Path | str],
+    student: Task,
+    *,
+    steps: int | None = None,
+    hours: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    target: Target | str = "cpu",
+    out: Path | str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """A student trained on what teachers answer, proved on unseen data beside the same student trained alone.
+
+    Args:
+        teacher: a task, the folder of a saved network, or several of these.
+        student: the task whose model learns, with its data, loss and score; it is never changed.
+        steps: batches to train on; or
+        hours: to train the student for.
+        settings: of `Distil`, such as `{"alpha": 0.5, "features": {"method": "fitnets", "weight": 10}}`.
+        fresh: begin with new weights in place of the model's own.
+        target: what it must run on.
+        out: the run's folder; by default `runs/<the task's name>`. The same call goes on with a run that was stopped.
+        seed: of everything random.
+        progress: called with `(what, done, total)` as work goes on.
+
+    Raises:
+        InputError: a setting is wrong, or a teacher has other inputs or outputs than the student.
+    """
+    from trimtab.core.context import quiet
+    from trimtab.pipeline.distil import Length
+    from trimtab.pipeline.distil import distil as run
+    from trimtab.pipeline.load import run_folder
+    from trimtab.report import write
+
+    folder, length, told = run_folder(student, out), Length(steps, hours), progress or quiet
+    result = run(teacher, student, length, settings, fresh=fresh, target=target, out=folder, seed=seed, progress=told)
+    write(result.folder)
     return result
 
 

@@ -26,7 +26,16 @@ from trimtab.graph.save import load, save
 from trimtab.run.export import export_onnx
 
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
-    "Distil": ({"steps": 2, "lr": 0.01, "precision": "fp32", "channels_last": False},),
+    "Distil": (
+        {"steps": 2, "lr": 0.01, "precision": "fp32", "channels_last": False},
+        {
+            "steps": 2,
+            "precision": "fp32",
+            "channels_last": False,
+            "features": {"method": "fitnets", "project": "always"},
+            "relations": {"method": "contrastive", "weight": 2, "places": {"block": "block.conv"}},
+        },
+    ),
     "Equalise": ({}, {"absorb": False, "relu6": "replace"}),
     "Factorise": (
         {"share": 0.5, "multiple": 1},

@@ -14,7 +14,8 @@ from trimtab.graph.capture import capture
 from trimtab.graph.coupling import groups
 from trimtab.graph.modes import set_mode
 from trimtab.graph.surgery import cut
-from trimtab.train.features import feature_loss, places, tapped
+from trimtab.train.features import feature_loss, tapped
+from trimtab.train.places import places
 
 
 class Block(nn.Module):

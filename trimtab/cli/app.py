@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import VERSION
-from trimtab.cli import device, explain, files, machine, profile, runs
+from trimtab.cli import device, distil, explain, files, machine, profile, runs
 
 app = typer.Typer(
     help="Makes a trained network fit the hardware that it must run on.",
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 for command in (
     *(runs.fit, runs.compress, runs.apply),
+    distil.distil,
     *(files.choose, files.verify, explain.explain, files.report),
     device.device,
     *(profile.profile, machine.targets, machine.probe, machine.doctor),

@@ -62,13 +62,13 @@ def fit(
     """Find the smallest, fastest network that meets a goal."""
     goal = Wishes(minimise, max_drop, at_most or (), at_least or (), min_speedup, max_latency, max_size, hours).goal()
     device = parse(target)
-    _refuse_file(out)
+    refuse_file(out)
     found = _task(task)
     if dry_run:
         return _preflight(found, device, goal, seed, json)
     with Bars() as bars:
         result = trimtab.fit(found, device, goal, out=out, seed=seed, progress=bars, control=not no_control)
-    _print(result, json)
+    printed(result, json)
     if result.met:
         return 0
     note(
@@ -93,14 +93,14 @@ def compress(
 
     chain = [recipe(text) for text in steps]
     device = parse(target)
-    _refuse_file(out)
+    refuse_file(out)
     found = _task(task)
     from trimtab.pipeline.load import run_folder
 
     with Bars() as bars:
         folder = run_folder(found, out)
         result = trimtab.compress(found, chain, target=device, out=folder, seed=seed, progress=bars)
-    _print(result, json)
+    printed(result, json)
     return 0
 
 
@@ -114,7 +114,7 @@ def apply(
 ) -> int:
     """Replay a plan on a task."""
     device = parse(target)
-    _refuse_file(out)
+    refuse_file(out)
     from trimtab.core.store import read_json
 
     decided = Plan.of_json(read_json(plan), plan)
@@ -126,11 +126,11 @@ def apply(
     with Bars() as bars:
         result = apply_to(decided, found, target=device, out=run_folder(found, out), seed=seed, progress=bars)
     write(result.folder)
-    _print(result, json)
+    printed(result, json)
     return 0
 
 
-def _refuse_file(out: Path | None) -> None:
+def refuse_file(out: Path | None) -> None:
     """Before a task is loaded, which may take long."""
     if out is not None and out.exists() and not out.is_dir():
         raise InputError("option --out", got=f"{out}, a file", expected="a folder")
@@ -170,7 +170,8 @@ def _estimates(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "training steps in a minute", f"{found['steps_per_minute']:,}"
 
 
-def _print(result: Result, json: bool) -> None:
+def printed(result: Result, json: bool) -> None:
+    """A run's summary, or its report as JSON."""
     if json:
         as_json(result.report)
         return

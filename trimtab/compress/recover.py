@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
+from trimtab.compress.settings import made
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.space import Axis
 from trimtab.core.task import Batch
 from trimtab.graph.model import Graph
+from trimtab.train.checkpoint import identity
 from trimtab.train.loop import fit_network
 from trimtab.train.precision import concrete
 from trimtab.train.recalibrate import recalibrate_norms
-from trimtab.train.recipe import Distillation, Recipe
+from trimtab.train.recipe import Distillation, Features, Recipe, Relations
 from trimtab.train.rule import Rule
+from trimtab.train.step import teachers_of
 from trimtab.train.zeros import HoldZeros, has_sparse
 
 
 @dataclass(frozen=True)
 class Distil:
-    """Train for some steps on alpha L_task + (1 - alpha) T^2 KL(teacher || student) + features L_features (eq. 15-17).
+    """Train for some steps on labels and on what a teacher answers, computes on the way, and sees in a batch.
 
-    The teacher is the context's: the captured original. `alpha=1` is plain training on the labels, and
-    what the control is given.
+    L = alpha L_task + (1 - alpha) T^2 KL(teacher || student) + features L_features + relations L_relations (eq. 15-19)
+
+    The teacher is the context's: the captured original, or what `trimtab distil` was given; further ones stand
+    beside it. `alpha=1` without features and relations is plain training on the labels, and what the control is given.
 
     Args:
         steps: batches to train on.
         temperature: T, above 0.
         alpha: share of the task's own loss, 0 to 1.
         match: `auto`, `classes` or `values`: what the teacher's outputs are.
-        features: weight of the distance between the two networks' features where both still have them (eq. 17).
+        features: weight of the distance between the two networks' features where both still have them (eq. 17); or
+            settings of `train.recipe.Features`, such as `{"method": "fitnets", "weight": 10}`.
+        relations: settings of `train.recipe.Relations`, such as `{"method": "rkd", "weight": 1}` (eq. 18-19).
+        weights: of the teachers, where there are several.
+        mean: of several teachers: of their `losses` or of their `probabilities`.
+        teachers: hashes of the networks that it must learn from (`train.checkpoint.identity`), in order; none takes
+            those of the context whatever they are.
         optimiser: `sgd` (Nesterov momentum 0.9) or `adamw`.
         lr: highest learning rate, on a one-cycle schedule.
         weight_decay: of weights.
@@ -45,14 +56,19 @@ class Distil:
         InputError: a setting is out of range, or there is no training data, or neither loss nor teacher.
 
     Source: Hinton, Vinyals & Dean (2015), Distilling the Knowledge in a Neural Network, section 2;
-    Romero et al. (2015), FitNets, for the features.
+    Romero et al. (2015), FitNets, equation 3; Zagoruyko & Komodakis (2017), equation 2; Park et al. (2019), section
+    3.2; Tung & Mori (2019), equations 1 to 4; Tian et al. (2020), section 3.1.
     """
 
     steps: int
     temperature: float = 4.0
     alpha: float = 0.1
     match: Literal["auto", "classes", "values"] = "auto"
-    features: float = 0.0
+    features: float | Mapping[str, Any] = 0.0
+    relations: Mapping[str, Any] | None = None
+    weights: tuple[float, ...] = ()
+    mean: Literal["losses", "probabilities"] = "losses"
+    teachers: tuple[str, ...] = ()
     optimiser: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     weight_decay: float = 5e-4
@@ -71,12 +87,31 @@ class Distil:
 
     def fit(self, graph: Graph, context: Context, rules: tuple[Rule, ...]) -> Graph:
         """The same under other rules: what a technique that trains does beside following the loss."""
+        self._check(context)
         return fit_network(graph, context, replace(self.recipe(), rules=rules))
 
     def resolve(self, graph: Graph, context: Context) -> Distil:
         """The same with the precision and layout settled, measured where they are open."""
         settled = concrete(graph, context, self.recipe())
         return replace(self, precision=settled.precision, channels_last=settled.channels_last)
+
+    def distillation(self) -> Distillation:
+        """What is learnt from the teachers."""
+        features = made(Features, self.features) if isinstance(self.features, Mapping) else self.features
+        relations = None if self.relations is None else made(Relations, self.relations)
+        outputs = (self.temperature, self.alpha, self.match)
+        return Distillation(*outputs, features, relations, self.weights, self.mean)
+
+    def _check(self, context: Context) -> None:
+        """InputError where the context's teachers are not those that the training was planned with."""
+        found = tuple(identity(each) for each in teachers_of(context)) if self.teachers else ()
+        if found != self.teachers:
+            raise InputError(
+                "Distil: other teachers than it was planned with",
+                got=", ".join(found) or "none",
+                expected=", ".join(self.teachers),
+                do="Distil again with `trimtab distil TEACHER STUDENT`, or leave teachers out of the plan.",
+            )
 
     def recipe(self) -> Recipe:
         """The training recipe that these settings stand for."""
@@ -87,7 +122,7 @@ class Distil:
             weight_decay=self.weight_decay,
             precision=self.precision,
             channels_last=self.channels_last,
-            distil=Distillation(self.temperature, self.alpha, self.match, self.features),
+            distil=self.distillation(),
             ema=self.ema,
             seed=self.seed,
         ).check()

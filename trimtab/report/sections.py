@@ -107,7 +107,10 @@ def compared(report: Report) -> Safe:
         )
         for name in names_in(tables)
     ]
-    about = "The control is the original given the same training; a drop counts against the better of the two."
+    about = (
+        "The control is the original given the same training, or the student trained without its teacher; "
+        "a drop counts against the better of the two."
+    )
     if report.control is None:
         about = "No control was trained: a drop counts against the original as it is."
     return section("Original against chosen", about, table(top, rows))

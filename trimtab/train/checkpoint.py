@@ -18,7 +18,7 @@ from trimtab.core.store import Store, digest
 from trimtab.graph.model import Graph
 from trimtab.train.data import fingerprint
 from trimtab.train.recipe import Recipe
-from trimtab.train.step import Training
+from trimtab.train.step import Training, teachers_of
 
 
 def structure(graph: Graph) -> str:
@@ -37,18 +37,18 @@ def key(graph: Graph, context: Context, recipe: Recipe) -> str:
     parts: list[Any] = [identity(graph), recipe, fingerprint(context.task), context.device]
     parts += [type(rule).__name__ for rule in recipe.rules]  # two rules may have the same settings
     taught = recipe.distil is not None or (context.task.loss is None and context.task.step is None)
-    if taught and context.teacher is not None:
-        parts.append(identity(context.teacher))
+    if taught:
+        parts += [identity(each) for each in teachers_of(context)]
     return f"train-{digest(torch.__version__, torch.get_num_threads(), *parts)}"
 
 
 def save(training: Training, store: Store, name: str) -> None:
     """Store the state. The position is among the tensors: one file, written atomically, holds it all."""
-    tensors = {f"net/{k}": v for k, v in training.tensors.items()}
+    tensors = {f"net/{k}": v for k, v in training.trained.items()}
     tensors |= {f"average/{k}": v for k, v in training.average.items()}
     tensors |= {
         f"optimiser/{k}/{slot}": value
-        for k, p in training.tensors.items()
+        for k, p in training.trained.items()
         for slot, value in training.optimiser.state.get(p, {}).items()
         if isinstance(value, Tensor)
     }
@@ -62,13 +62,13 @@ def restore(training: Training, store: Store, name: str) -> bool:
     """Put a stored state back into a fresh training; False where there is none."""
     if store.get(name) is None:
         return False
-    tensors = store.tensors(name)
+    tensors, trained = store.tensors(name), training.trained
     training.steps, *position = (int(n) for n in tensors.pop("position"))
     training.position = (position[0], position[1])
     for path, value in tensors.items():
         kind, _, rest = path.partition("/")
         if kind == "net":
-            training.tensors[rest].copy_(value)
+            trained[rest].copy_(value)
         elif kind == "average":
             training.average[rest].copy_(value)
         elif kind == "rule":
@@ -76,7 +76,7 @@ def restore(training: Training, store: Store, name: str) -> bool:
             training.states[int(index)][slot] = value
         else:
             parameter, _, slot = rest.rpartition("/")
-            p = training.tensors[parameter]
+            p = trained[parameter]
             # a copy in the parameter's own memory layout; Adam's step count is a number on the CPU
             state = torch.empty_like(p).copy_(value) if value.shape == p.shape and value.ndim else value
             training.optimiser.state[p][slot] = state

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trimtab.core.errors import InputError
 from trimtab.train.recipe import Distillation
+
+
+def taught_loss(student: Any, teachers: Sequence[Any], target: Any, settings: Distillation) -> Tensor:
+    """How far the student's outputs are from those of one or several teachers.
+
+    With `mean="losses"`: sum over teachers k of w_k L(student, teacher k). With `"probabilities"`: L against the mean
+    sum_k w_k softmax(teacher k / T) for classes, and sum_k w_k teacher k for values. The weights sum to 1.
+
+    Args:
+        student: a tensor, or outputs by name.
+        teachers: the same of each.
+        target: the labels or None, as in `distillation_loss`.
+        settings: the weights, how the mean is taken, the temperature and `match`.
+
+    Raises:
+        InputError: a teacher's outputs do not match, or there are not as many weights as teachers.
+
+    Source: Hinton, Vinyals & Dean 2015, section 2, for the mean of probabilities; You et al. 2017 (multiple teachers).
+    """
+    weights = settings.weights or (1.0,) * len(teachers)
+    if len(weights) != len(teachers):
+        got = f"{len(weights)} of {len(teachers)} teachers"
+        raise InputError("distil: weights", got=got, expected="one for each teacher, or none")
+    named = [f"teacher {i + 1}" if len(teachers) > 1 else "teacher" for i in range(len(teachers))]
+    for which, each in zip(named, teachers, strict=True):
+        _paired(student, each, which)
+    pairs = [(w / sum(weights), each) for w, each in zip(weights, teachers, strict=True) if w > 0]
+    if settings.mean == "losses" or len(pairs) == 1:
+        return torch.stack([w * distillation_loss(student, each, target, settings) for w, each in pairs]).sum()
+    both = [(w, _paired(student, each, "teacher")) for w, each in pairs]
+    names = [name for name, _, _ in both[0][1]]
+    mixed = {name: _mean([(w, p[i][2]) for w, p in both], target, settings) for i, name in enumerate(names)}
+    return distillation_loss({name: p for name, p, _ in both[0][1]}, mixed, target, settings)
+
+
+def _mean(weighted: Sequence[tuple[float, Tensor]], target: Any, settings: Distillation) -> Tensor:
+    """Logits whose softmax at T is the mean of the teachers'; of values the mean."""
+    dim = _class_dim(weighted[0][1], target, settings.match)
+    if dim is None:
+        return torch.stack([w * value for w, value in weighted]).sum(0)
+    t = settings.temperature
+    return t * torch.stack([(value / t).softmax(dim) * w for w, value in weighted]).sum(0).clamp(min=1e-30).log()
 
 
 def distillation_loss(student: Any, teacher: Any, target: Any, settings: Distillation) -> Tensor:
@@ -21,7 +64,7 @@ def distillation_loss(student: Any, teacher: Any, target: Any, settings: Distill
 
     Args:
         student: a tensor, or outputs by name.
-        teacher: the same.
+        teacher: the same; a single output may have another name.
         target: the labels, which decide between classes and values where `match` is `auto`; or None.
         settings: the temperature T and `match`.
 
@@ -32,17 +75,24 @@ def distillation_loss(student: Any, teacher: Any, target: Any, settings: Distill
     from this by the teacher's entropy, a constant. EQUATIONS 15-16 lack the factor T^2, which
     keeps the gradient's size when T changes.
     """
-    mine, theirs = _named(student), _named(teacher)
-    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
-        raise InputError(
-            "distil: teacher and student have different outputs",
-            got=", ".join(f"{k} {list(v.shape)}" for k, v in mine.items()),
-            expected=", ".join(f"{k} {list(v.shape)}" for k, v in theirs.items()),
-        )
-    terms = [_term(value, theirs[name], target, settings) for name, value in mine.items()]
+    terms = [_term(mine, theirs, target, settings) for _, mine, theirs in _paired(student, teacher, "teacher")]
     if not terms:
         raise InputError("distil: the network has no floating-point output to learn from")
     return sum(terms[1:], start=terms[0])
+
+
+def _paired(student: Any, teacher: Any, which: str) -> list[tuple[str, Tensor, Tensor]]:
+    """Each floating output of the student with the teacher's."""
+    mine, theirs = _named(student), _named(teacher)
+    if len(mine) == len(theirs) == 1:
+        theirs = dict(zip(mine, theirs.values(), strict=True))
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise InputError(
+            f"distil: {which} and student have different outputs",
+            got="of the student " + ", ".join(f"{k} {list(v.shape)}" for k, v in mine.items()),
+            expected=f"of the {which} " + ", ".join(f"{k} {list(v.shape)}" for k, v in theirs.items()),
+        )
+    return [(name, value, theirs[name]) for name, value in mine.items()]
 
 
 def _term(student: Tensor, teacher: Tensor, target: Any, settings: Distillation) -> Tensor:

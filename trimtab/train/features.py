@@ -1,4 +1,4 @@
-"""Features: learn from what the teacher computes on the way, at places that both networks still have."""
+"""Features: learn from what the teacher computes on the way."""
 
 from __future__ import annotations
 
@@ -7,48 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
-
-from trimtab.graph.model import Graph
-
-aten = torch.ops.aten
-_JOINS = (aten.add.Tensor, aten.add_.Tensor)
-_ACTIVATIONS = (aten.relu.default, aten.relu_.default, aten.silu.default, aten.gelu.default, aten.hardswish.default)
-MOST = 8
-"""Places that are compared: more cost memory and teach little new."""
-
-
-def places(student: Graph, teacher: Graph, most: int = MOST) -> tuple[str, ...]:
-    """Names of the nodes at which a cut network can be compared with its original, in order.
-
-    They are the results of residual additions, behind their activation, or of activations where there is
-    no addition; of those, the ones that have the same name, operator and shape in both, evenly spread, the
-    last one always among them.
-    """
-    theirs = {node.name: node for node in teacher.nodes()}
-
-    def shared(node: Node) -> bool:
-        other = theirs.get(node.name)
-        return other is not None and other.target == node.target and _shape(other) == _shape(node)
-
-    joins = [_behind(n) for n in student.nodes(*_JOINS) if all(isinstance(a, Node) for a in n.args[:2])]
-    found = [n for n in dict.fromkeys(joins) if len(_shape(n)) > 2 and shared(n)]
-    if not found:
-        found = [n for n in student.nodes(*_ACTIVATIONS) if len(_shape(n)) > 2 and shared(n)]
-    if len(found) > most:
-        found = [found[round((i + 1) * len(found) / most) - 1] for i in range(most)]
-    return tuple(node.name for node in found)
-
-
-def _behind(node: Node) -> Node:
-    """The activation behind a node where that is all that reads it, else the node."""
-    user = next(iter(node.users), None)
-    return user if user is not None and len(node.users) == 1 and user.target in _ACTIVATIONS else node
-
-
-def _shape(node: Node) -> tuple[object, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
+from torch.fx import GraphModule
+from torch.nn import functional
 
 
 def tapped(net: GraphModule, names: Sequence[str]) -> Mapping[str, Tensor]:
@@ -69,24 +29,83 @@ def tapped(net: GraphModule, names: Sequence[str]) -> Mapping[str, Tensor]:
         seen.update(zip(names, values[len(own) :], strict=True))
         return tuple(values[: len(own)])
 
-    net.register_forward_hook(keep)
+    net.register_forward_hook(keep, prepend=True)  # a network tapped twice strips what came last first
     return seen
 
 
 def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
     """How far features are from the teacher's, mean over the places.
 
-    ||s - t||^2 / ||t||^2, each squared norm over the whole batch
+    ||r(s) - t||^2 / ||t||^2, each squared norm over the whole batch
 
     Args:
-        student: values by place.
-        teacher: the same places, the same shapes.
+        student: r(s) by place: values through their learned map (`mapped`), or as they are where the shapes agree.
+        teacher: t: the same places, the same shapes.
 
-    Source: Romero et al. 2015 (FitNets), equation 3 (EQUATIONS 17); the learned map is the identity, as the shapes
-    agree, and the distance is relative, so that places of different size count alike.
+    Source: Romero et al. 2015 (FitNets), equation 3 (EQUATIONS 17), which is half the squared norm; here the
+    distance is relative, so that places of different size count alike.
     """
     terms = []
     for name, mine in student.items():
         theirs = teacher[name].float()
         terms.append((mine.float() - theirs).square().sum() / theirs.square().sum().clamp(min=1e-12))
     return torch.stack(terms).mean()
+
+
+def attention_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """How far the maps of where a network answers strongly are from the teacher's, mean over batch and places.
+
+    ||q_s / ||q_s|| - q_t / ||q_t||||^2,  q = vec(sum over channels of a^2)
+
+    Args:
+        student: a_s [N, channels, ...] by place; any number of channels.
+        teacher: a_t: the same places, the same spatial sizes.
+
+    Source: Zagoruyko & Komodakis 2017 (attention transfer), equation 2 with F = sum |a|^2; the norm is squared, as
+    in the authors' code, since the norm itself has no gradient where the maps agree.
+    """
+    terms = []
+    for name, mine in student.items():
+        gap = _attention(mine) - _attention(teacher[name])
+        terms.append(gap.square().sum(1).mean())
+    return torch.stack(terms).mean()
+
+
+def _attention(values: Tensor) -> Tensor:
+    return functional.normalize(values.float().square().sum(1).flatten(1), dim=1)
+
+
+def alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two values [N, channels, ...] of one spatial size: averaged over areas down to the smaller of the two."""
+    sizes = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    return _resized(student, sizes), _resized(teacher, sizes)
+
+
+def _resized(values: Tensor, sizes: list[int]) -> Tensor:
+    if list(values.shape[2:]) == sizes:
+        return values
+    pool: Any = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
+    found: Tensor = pool[len(sizes) - 1](values.float(), sizes)
+    return found
+
+
+def new_map(into: int, of: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The weight [into, of] and bias [into] of a map to learn: normal with standard deviation 1 / sqrt(of), and 0.
+
+    Args:
+        into: channels that it gives.
+        of: channels that it reads.
+        generator: of the random numbers.
+    """
+    return torch.randn(into, of, generator=generator) / of**0.5, torch.zeros(into)
+
+
+def mapped(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A learned map of channels: for images a 1x1 convolution, for vectors a linear layer.
+
+    Args:
+        values: [N, channels, ...].
+        weight: [further channels, channels].
+        bias: [further channels].
+    """
+    return functional.linear(values.float().movedim(1, -1), weight, bias).movedim(-1, 1)

@@ -13,12 +13,12 @@ from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Batch
 from trimtab.graph.model import Graph
-from trimtab.train.answers import answers_for
+from trimtab.train.answers import Answers, answers_for
 from trimtab.train.checkpoint import held_interrupt, identity, key, restore, save
 from trimtab.train.data import stream
 from trimtab.train.precision import concrete
 from trimtab.train.recipe import Recipe
-from trimtab.train.step import Training, advance, begin
+from trimtab.train.step import Training, advance, begin, teachers_of
 
 CHECKPOINT_SECONDS = 20.0
 """A killed training loses at most about this much of its work."""
@@ -31,8 +31,8 @@ def fit_network(graph: Graph, context: Context, recipe: Recipe) -> Graph:
     """Train a network and return it with its new weights, in evaluation mode; the argument stays as it was.
 
     The loss is alpha task loss + (1 - alpha) distillation loss (Hinton et al. 2015), or one of the
-    two. With a store, the state is kept every 20 s and at Ctrl-C, a call with the same arguments goes
-    on from there, bit for bit, and a finished training is not done again.
+    two, and what is compared beside. With a store, the state is kept every 20 s and at Ctrl-C, a call with
+    the same arguments goes on from there, bit for bit, and a finished training is not done again.
 
     Args:
         graph: the network.
@@ -54,15 +54,14 @@ def fit_network(graph: Graph, context: Context, recipe: Recipe) -> Graph:
     training = begin(graph, context, recipe)
     if store is not None:
         restore(training, store, f"{name}-unfinished")
-        if training.teacher is not None:
-            training.answers = answers_for(context, recipe, identity(context.teacher))
+        training.answers = _answers(training, context, recipe)
     with torch.random.fork_rng():
         _run(training, context, recipe, f"{name}-unfinished")
     for rule, state in zip(recipe.rules, training.states, strict=True):
         rule.end(training, state)
     result = training.tensors | training.average
-    if training.answers is not None:
-        training.answers.keep()
+    for answers in training.answers:
+        answers.keep()
     if store is not None:
         store.put(name, {"training": "finished", "steps": training.steps}, result)
         store.drop(f"{name}-unfinished")
@@ -75,8 +74,8 @@ def _run(training: Training, context: Context, recipe: Recipe, name: str) -> Non
     def keep() -> None:
         if context.store is not None:
             save(training, context.store, name)
-        if training.answers is not None:
-            training.answers.keep()
+        for answers in training.answers:
+            answers.keep()
 
     kept = time.monotonic()
     with held_interrupt() as held:
@@ -95,6 +94,11 @@ def _run(training: Training, context: Context, recipe: Recipe, name: str) -> Non
             except KeyboardInterrupt:
                 keep()
                 raise
+
+
+def _answers(training: Training, context: Context, recipe: Recipe) -> tuple[Answers, ...]:
+    found = [answers_for(context, recipe, identity(each)) for each in teachers_of(context)] if training.teachers else []
+    return tuple(each for each in found if each is not None)
 
 
 def steps_for(seconds: float, graph: Graph, context: Context, recipe: Recipe) -> int:

@@ -3,31 +3,113 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.core.errors import InputError
 from trimtab.train.rule import Rule
 
+WEIGHTS: Mapping[str, float] = {
+    "fitnets": 30.0,
+    "attention": 100.0,
+    "distance": 25.0,
+    "angle": 50.0,
+    "rkd": 25.0,
+    "similarity": 3000.0,
+    "contrastive": 1.0,
+}
+"""Of each method where no weight is given: the papers' for relations, and for features what was found on ResNet-20
+(`bench/distillation.py`)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Learn from what the teacher computes on the way (`train.features`).
+
+    Args:
+        method: `fitnets` compares values through a learned map where widths differ, `attention` compares where in
+            an image the networks answer strongly.
+        weight: of the term in the loss, 0 or more; None takes `WEIGHTS`.
+        places: pairs to compare, the student's place to the teacher's: names of nodes or of layers (`layer2`, for
+            the end of that part). None: the networks are compared where one was made from the other, else at the
+            ends of their stages.
+        project: `differing` maps where widths differ; `always` everywhere.
+    """
+
+    method: Literal["fitnets", "attention"]
+    weight: float | None = None
+    places: Mapping[str, str] | None = None
+    project: Literal["differing", "always"] = "differing"
+
+    @property
+    def scale(self) -> float:
+        """The weight that counts."""
+        return WEIGHTS[self.method] if self.weight is None else self.weight
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Learn how the teacher sees the samples of a batch relative to each other (`train.relations`).
+
+    Args:
+        method: `distance`, `angle`, `rkd` (distance + 2 angle), `similarity` or `contrastive`.
+        weight: of the term in the loss, 0 or more; None takes `WEIGHTS`.
+        places: pairs to compare, as in `Features`. None: what the last linear layer reads; for `similarity` the
+            end of the last stage.
+        temperature: tau of `contrastive`, above 0.
+    """
+
+    method: Literal["distance", "angle", "rkd", "similarity", "contrastive"]
+    weight: float | None = None
+    places: Mapping[str, str] | None = None
+    temperature: float = 0.1
+
+    @property
+    def scale(self) -> float:
+        """The weight that counts."""
+        return WEIGHTS[self.method] if self.weight is None else self.weight
+
 
 @dataclass(frozen=True)
 class Distillation:
-    """Learn from the teacher's outputs beside the labels.
+    """Learn from the teacher's outputs beside the labels, and from what it computes on the way to them.
+
+    L = alpha L_task + (1 - alpha) L_outputs + features.weight L_features + relations.weight L_relations
 
     Args:
         temperature: T, above 0; softens both distributions.
-        alpha: share of the task's own loss, 0 to 1; the teacher has the rest.
+        alpha: share of the task's own loss, 0 to 1; the teacher's outputs have the rest. At 1 the teacher is
+            asked only if `features` or `relations` compare something.
         match: `classes` compares distributions (KL), `values` squared distances; `auto` is
             `classes` where the labels are integers, or where there are none and the output is
             [N, classes], and `values` elsewhere. Classes are dimension 1, in [N, length, classes]
             the last.
-        features: weight of the distance between features (`train.features`), 0 or more.
+        features: what is compared on the way; a number is the weight of the squared distance at the places which
+            both networks still have in the same shape.
+        relations: what is compared between the samples of a batch.
+        weights: of the teachers, in the order of the context's; none counts all alike.
+        mean: several teachers: the mean of their `losses`, or the loss against the mean of their `probabilities`.
     """
 
     temperature: float = 4.0
     alpha: float = 0.1
     match: Literal["auto", "classes", "values"] = "auto"
-    features: float = 0.0
+    features: float | Features = 0.0
+    relations: Relations | None = None
+    weights: tuple[float, ...] = ()
+    mean: Literal["losses", "probabilities"] = "losses"
+
+    @property
+    def inner(self) -> bool:
+        """Whether anything but outputs is compared."""
+        weight = self.features.scale if isinstance(self.features, Features) else self.features
+        return weight > 0 or (self.relations is not None and self.relations.scale > 0)
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to learn from a teacher."""
+        return self.alpha < 1 or self.inner
 
 
 @dataclass(frozen=True)
@@ -82,10 +164,7 @@ class Recipe:
         if self.ema is not None:
             _within("ema", self.ema, 0, 1 - 1e-9, "a decay from 0 to below 1")
         if self.distil is not None:
-            _within("temperature", self.distil.temperature, 1e-6, math.inf, "above 0")
-            _within("alpha", self.distil.alpha, 0, 1, "a share from 0 to 1")
-            _within("features", self.distil.features, 0, math.inf, "a weight, 0 or more")
-            _one_of("match", self.distil.match, ("auto", "classes", "values"))
+            _check(self.distil)
         return self
 
 
@@ -101,6 +180,28 @@ def rate(recipe: Recipe, step: int) -> float:
     if t < warm:
         return recipe.lr * (0.04 + 0.96 * t / warm)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (t - warm) / max(1 - warm, 1e-9)))
+
+
+def _check(distil: Distillation) -> None:
+    _within("temperature", distil.temperature, 1e-6, math.inf, "above 0")
+    _within("alpha", distil.alpha, 0, 1, "a share from 0 to 1")
+    _one_of("match", distil.match, ("auto", "classes", "values"))
+    _one_of("mean", distil.mean, ("losses", "probabilities"))
+    features, relations = distil.features, distil.relations
+    for weight in distil.weights:
+        _within("weights", weight, 0, math.inf, "weights of the teachers, 0 or more")
+    if distil.weights and sum(distil.weights) == 0:
+        raise InputError("recipe: weights", got=list(distil.weights), expected="one above 0")
+    if isinstance(features, Features):
+        _one_of("features: method", features.method, ("fitnets", "attention"))
+        _one_of("features: project", features.project, ("differing", "always"))
+        _within("features: weight", features.scale, 0, math.inf, "a weight, 0 or more")
+    else:
+        _within("features", features, 0, math.inf, "a weight, 0 or more")
+    if relations is not None:
+        _one_of("relations: method", relations.method, ("distance", "angle", "rkd", "similarity", "contrastive"))
+        _within("relations: weight", relations.scale, 0, math.inf, "a weight, 0 or more")
+        _within("relations: temperature", relations.temperature, 1e-6, math.inf, "above 0")
 
 
 def _within(name: str, value: float, low: float, high: float, expected: str) -> None:

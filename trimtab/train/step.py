@@ -18,9 +18,9 @@ from trimtab.graph.fuse import fold_batch_norm
 from trimtab.graph.model import Graph, Outputs
 from trimtab.graph.modes import set_mode
 from trimtab.train.answers import Answers
+from trimtab.train.compared import Chosen, Compared, choose, compare, compared_loss, foldable
 from trimtab.train.data import checked, tensors
-from trimtab.train.distil import distillation_loss
-from trimtab.train.features import feature_loss, places, tapped
+from trimtab.train.distil import taught_loss
 from trimtab.train.network import Learner
 from trimtab.train.recipe import Distillation, Recipe, rate
 from trimtab.train.rule import State
@@ -34,27 +34,33 @@ class Training:
         tensors: parameters and buffers under the names of the graph that was given.
         graph: an own copy, in training mode.
         network: the same, as the loss calls it.
-        teacher: evaluating, its norms folded for speed; None where nothing is learnt from it.
+        teachers: evaluating, their norms folded for speed; none where nothing is learnt from them.
         optimiser: of the graph's parameters.
         average: the moving average of floating-point tensors by name; empty without `ema`.
         steps: how many are done.
         position: `(epoch, index)` of the next batch.
-        answers: where the teacher's answers are kept; None asks each time.
-        taps: the features of the last call, of the network and of its teacher; None where none are compared.
+        answers: where each teacher's answers are kept; none asks each time.
+        compared: what of the network and the first teacher is compared beside outputs; None for nothing.
         states: what each of the recipe's rules remembers.
     """
 
     tensors: dict[str, Tensor]
     graph: Graph
     network: Learner
-    teacher: Learner | None
+    teachers: tuple[Learner, ...]
     optimiser: torch.optim.Optimizer
     average: dict[str, Tensor]
     steps: int = 0
     position: tuple[int, int] = (0, 0)
-    answers: Answers | None = None
-    taps: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    answers: tuple[Answers, ...] = ()
+    compared: Compared | None = None
     states: list[State] = field(default_factory=list)
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors, and the learned maps of what is compared: all that the optimiser may change, by name."""
+        maps = self.compared.maps if self.compared is not None else {}
+        return self.tensors | {f"map/{name}": value for name, value in maps.items()}
 
 
 def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
@@ -67,31 +73,46 @@ def begin(graph: Graph, context: Context, recipe: Recipe) -> Training:
     labelled = task.loss is not None or task.step is not None
     if not labelled and context.teacher is None:
         raise InputError("train: the task has no loss and there is no teacher", do="Give loss= or step= to the Task.")
-    if recipe.distil is not None and recipe.distil.alpha < 1 and context.teacher is None:
+    if recipe.distil is not None and recipe.distil.asks and context.teacher is None:
         raise InputError("train: distil: there is no teacher to learn from", do="Give teacher= to the Context.")
-    distils = not labelled or (recipe.distil is not None and recipe.distil.alpha < 1)
     own = _prepared(graph, device, recipe, training=True)
     held = dict(own.tensors())  # before the network gives tied ones their further names
-    teacher, taps = None, None
-    if distils:
-        taught = _prepared(fold_batch_norm(context.teacher), device, recipe, training=False)
-        names = places(own, taught) if recipe.distil is not None and recipe.distil.features > 0 else ()
-        if names:
-            taps = tapped(own.net, names), tapped(taught.net, names)
-        teacher = _learner(taught, recipe).requires_grad_(False)
+    teachers: tuple[Learner, ...] = ()
+    compared: Compared | None = None
+    if not labelled or (recipe.distil is not None and recipe.distil.asks):
+        teachers, compared = _teachers(own, context, recipe)
     training = Training(
         tensors=held,
         graph=own,
         network=_learner(own, recipe),
-        teacher=teacher,
-        optimiser=_optimiser(own, recipe),
+        teachers=teachers,
+        optimiser=_optimiser(own, compared, recipe),
         average={},
-        taps=taps,
+        compared=compared,
     )
     training.states += [rule.begin(training, recipe) for rule in recipe.rules]
     if recipe.ema is not None:
         training.average |= {k: v.detach().clone() for k, v in held.items() if v.dtype.is_floating_point}
     return training
+
+
+def teachers_of(context: Context) -> tuple[Graph, ...]:
+    """The teachers of a context, in the order of their weights."""
+    return (*([] if context.teacher is None else [context.teacher]), *context.teachers)
+
+
+def _teachers(own: Graph, context: Context, recipe: Recipe) -> tuple[tuple[Learner, ...], Compared | None]:
+    """The teachers as they run, and what is compared with the first one."""
+    first, *others = teachers_of(context)
+    distil = recipe.distil or Distillation()
+    chosen = choose(own, first, distil) if distil.inner else Chosen()
+    folded = fold_batch_norm(first)
+    run = folded if foldable(chosen, folded) else first
+    taught = _prepared(run, context.device, recipe, training=False)
+    compared = compare(own, taught, chosen, distil, recipe.seed)
+    rest = [_prepared(fold_batch_norm(each), context.device, recipe, training=False) for each in others]
+    learners = [_learner(each, recipe).requires_grad_(False) for each in (taught, *rest)]
+    return tuple(learners), compared
 
 
 def _prepared(graph: Graph, device: str, recipe: Recipe, training: bool) -> Graph:
@@ -105,10 +126,11 @@ def _learner(graph: Graph, recipe: Recipe) -> Learner:
     return Learner(graph, recipe.precision == "bf16", bool(recipe.channels_last))
 
 
-def _optimiser(graph: Graph, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimiser(graph: Graph, compared: Compared | None, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in graph.net.parameters() if p.requires_grad]
     if not trained:
         raise InputError("train: the network has no parameter that requires a gradient")
+    trained += compared.maps.values() if compared is not None else ()
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -161,7 +183,7 @@ def _average(training: Training, decay: float) -> None:
 
 
 def objective(training: Training, batch: Batch, task: Task, recipe: Recipe) -> Tensor:
-    """alpha task loss + (1 - alpha) distillation loss; one of the two where the other is not there.
+    """alpha task loss + (1 - alpha) distillation loss, or one of the two, and what is compared beside.
 
     Raises:
         InputError: the batch does not fit the graph, or has no labels though the loss needs them.
@@ -175,29 +197,39 @@ def objective(training: Training, batch: Batch, task: Task, recipe: Recipe) -> T
     else:
         outputs = training.network(*inputs)
         hard = task_loss(task, outputs, target, "train") if task.loss is not None and alpha > 0 else None
-    if isinstance(hard, Tensor) and hard.ndim == 0 and training.teacher is None:
+    if isinstance(hard, Tensor) and hard.ndim == 0 and not training.teachers:
         return hard
     if hard is not None and (not isinstance(hard, Tensor) or hard.ndim):
         got = f"shape {list(hard.shape)}" if isinstance(hard, Tensor) else type(hard).__name__
         raise InputError("train: the task's loss", got=got, expected="a tensor with no dimension", do="Take its mean.")
-    if training.teacher is None or training.network.last is None:
+    if not training.teachers or training.network.last is None:
         raise InputError("train: the task's step did not call the network that it was given")
+    return _taught(training, hard, target, recipe.distil or Distillation())
+
+
+def _taught(training: Training, hard: Tensor | None, target: Any, settings: Distillation) -> Tensor:
+    """The loss where there are teachers, of the network's last call."""
+    assert training.network.last is not None  # the objective has seen to it
     args, kwargs, outputs = training.network.last
-    settings = recipe.distil or Distillation()
-    soft = distillation_loss(outputs, _taught(training, args, kwargs), target, settings)
-    loss = soft if hard is None else alpha * hard + (1 - alpha) * soft
-    if training.taps is None:
-        return loss
-    mine, theirs = training.taps
-    return loss + settings.features * feature_loss(mine, theirs)
+    count = len(training.teachers) if hard is None or settings.alpha < 1 else 1
+    answers = [_asked(training, i, args, kwargs) for i in range(count)]
+    if hard is None:
+        loss = taught_loss(outputs, answers, target, settings)
+    elif settings.alpha < 1:
+        loss = settings.alpha * hard + (1 - settings.alpha) * taught_loss(outputs, answers, target, settings)
+    else:
+        loss = hard
+    return loss if training.compared is None else loss + compared_loss(training.compared, settings)
 
 
 @torch.no_grad()
-def _taught(training: Training, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    teacher, answers = training.teacher, training.answers
-    if teacher is None or answers is None or training.taps is not None:  # features are too large to keep
-        return None if teacher is None else teacher(*args, **kwargs)
-    return answers.to(list(tensors([args, kwargs])), training.position[0], lambda: teacher(*args, **kwargs))
+def _asked(training: Training, which: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    teacher = training.teachers[which]
+    tapped = training.compared is not None and which == 0  # what lies between is too large to keep
+    if not training.answers or tapped:
+        return teacher(*args, **kwargs)
+    inputs = list(tensors([args, kwargs]))
+    return training.answers[which].to(inputs, training.position[0], lambda: teacher(*args, **kwargs))
 
 
 def task_loss(task: Task, outputs: Any, target: Any, where: str) -> Any:
