@@ -146,12 +146,12 @@ def _value(work: Work, node: Any) -> np.ndarray[Any, Any] | None:
     if not names or any(name not in work.constants for name in names):
         return None
     given = {name: work.array(name) for name in names}
-    made = evaluated(node, given)
+    made = _evaluated(node, given)
     before = sum(a.nbytes for a in given.values() if a is not None)
     return made if made is not None and made.nbytes <= before + _FOLD_LIMIT else None
 
 
-def evaluated(node: Any, given: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+def _evaluated(node: Any, given: dict[str, Any]) -> np.ndarray[Any, Any] | None:
     """What a node gives for constant inputs by name; None for an operator that the reference does not know."""
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
