@@ -37,6 +37,12 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         },
     ),
     "Equalise": ({}, {"absorb": False, "relu6": "replace"}),
+    "Exits": (
+        {"at": 1, "train": {"steps": 2, "precision": "fp32", "channels_last": False}},
+        {"at": ["conv1"], "threshold": [0.3], "temperature": [2.0], "confidence": "entropy", "train": {"steps": 0}},
+        {"at": 1, "threshold": 0.1, "confidence": "margin", "layers": 0, "train": {"steps": 0}},
+    ),
+    "Experts": ({"experts": 4, "active": 2}, {"experts": 8, "active": 2, "split": "activity", "layers": ["up"]}),
     "Factorise": (
         {"share": 0.5, "multiple": 1},
         {"method": "spatial", "ranks": {"conv2": 6}, "aware": True},
@@ -44,6 +50,10 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"method": "tucker", "ranks": {"conv2": [4, 6]}},
         {"method": "cp", "ranks": {"conv2": 5}, "aware": True},
         {"method": "tt", "share": 0.5, "multiple": 1},
+    ),
+    "Gates": (
+        {"train": {"steps": 2, "precision": "fp32", "channels_last": False}},
+        {"what": "channels", "rate": 0.5, "train": {"steps": 2, "precision": "fp32", "channels_last": False}},
     ),
     "Prune": ({"ratio": 0.5, "multiple": 2}, {"keep": {"conv1.weight:0": [0, 3]}}, {"ratio": 0.5, "score": "eq9"}),
     "Quantise": (
@@ -56,6 +66,12 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     ),
     "Recalibrate": ({"batches": 2},),
     "RemoveBlocks": ({"count": 1}, {"blocks": ["block.conv"]}),
+    "Share": (
+        {"bits": 3},
+        {"clusters": 5, "init": "density", "biases": 2, "train": {"steps": 2, "channels_last": False}},
+        {"bits": 4, "method": "product", "block": 3, "layers": {"linear": {"bits": 2, "block": 4}}, "weighted": True},
+        {"bits": 2, "per": "group", "group": 4, "init": "kmeans++", "skip": ["conv1"]},
+    ),
     "Smooth": ({}, {"method": "awq", "group": 8}, {"insert": True}),
     "Sparsify": (
         {"ratio": 0.5},
@@ -64,6 +80,15 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"ratio": 0.5, "method": "sparsegpt"},
         {"ratio": 0.5, "method": "movement", "train": {"steps": 4, "precision": "fp32", "channels_last": False}},
         {"ratio": 0.8, "dynamic": "rigl", "train": {"steps": 4, "precision": "fp32", "channels_last": False}},
+    ),
+    "Swap": (
+        {"error": 0.9, "train": {"steps": 2}},
+        {"blocks": {"conv1": "separable", "conv2": "strips"}, "train": {"steps": 2, "optimiser": "sgd"}},
+        {"share": 0.8, "train": None, "kinds": ["separable", "identity"]},
+    ),
+    "Tie": (
+        {"groups": [["bn1", "block.bn"]]},
+        {"groups": [["bn1", "block.bn"]], "train": {"steps": 2, "precision": "fp32", "channels_last": False}},
     ),
 }
 """Settings to try each technique with; a technique that is not here is tried with its defaults."""
@@ -92,11 +117,13 @@ class Small(nn.Module):
         self.bn1 = nn.BatchNorm2d(16)
         self.block = Block()
         self.conv2 = nn.Conv2d(16, 24, 3, padding=1)
+        self.up, self.down = nn.Linear(24, 32), nn.Linear(32, 24)
         self.linear = nn.Linear(24, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.block(torch.relu(self.bn1(self.conv1(x))))
-        return self.linear(torch.relu(self.conv2(x)).mean((2, 3)))
+        x = torch.relu(self.conv2(x)).mean((2, 3))
+        return self.linear(self.down(torch.relu(self.up(x))))
 
 
 @pytest.fixture(scope="module")

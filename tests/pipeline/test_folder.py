@@ -14,6 +14,7 @@ from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
 from trimtab.pipeline.deploy import FILES
 from trimtab.pipeline.folder import adopt, claim, finished, write_study
+from trimtab.run.trim_file import CODED
 
 
 def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
@@ -41,6 +42,11 @@ def test_adopt_copies_a_point_to_the_top(tmp_path: Path) -> None:
             (tmp_path / "front" / name / file).write_text(f"{name} {file}")
     adopt(tmp_path, "b")
     assert (tmp_path / FILES[0]).read_text() == f"b {FILES[0]}"
+    (tmp_path / "front" / "a" / CODED).write_text("a")
+    adopt(tmp_path, "a")
+    assert (tmp_path / CODED).read_text() == "a"
+    adopt(tmp_path, "b")
+    assert not (tmp_path / CODED).exists()
     with pytest.raises(InputError, match="one of a, b"):
         adopt(tmp_path, "../b/../c")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import VERSION
-from trimtab.cli import device, distil, explain, files, machine, profile, runs
+from trimtab.cli import coded, device, distil, explain, files, lottery, machine, profile, runs
 
 app = typer.Typer(
     help="Makes a trained network fit the hardware that it must run on.",
@@ -22,6 +22,8 @@ for command in (
     *(runs.fit, runs.compress, runs.apply),
     distil.distil,
     *(files.choose, files.verify, explain.explain, files.report),
+    lottery.lottery,
+    *(coded.encode, coded.decode),
     device.device,
     *(profile.profile, machine.targets, machine.probe, machine.doctor),
 ):

@@ -19,6 +19,9 @@ _METRICS: dict[str, tuple[str, Direction]] = {
     "cost": ("s", "down"),
     "size": ("byte", "down"),
     "size_ratio": ("1", "up"),
+    "coded_size": ("byte", "down"),
+    "decoded_size": ("byte", "down"),
+    "decode_time": ("s", "down"),
     "macs": ("1", "down"),
     "params": ("1", "down"),
     "peak_memory": ("byte", "down"),
@@ -30,7 +33,8 @@ _METRICS: dict[str, tuple[str, Direction]] = {
     "agreement": ("fraction", "up"),
 }
 """Unit and better direction of every metric whose name is fixed; `score` is the task's own. `cost` is the time of one
-core that a sample takes: threads x latency / batch."""
+core that a sample takes: threads x latency / batch. `size` is what a runtime reads; `coded_size` is model.trim's, which
+is decoded to `decoded_size` bytes in `decode_time` before a runtime can read it."""
 
 METRIC_NAMES = ("score", *_METRICS)
 

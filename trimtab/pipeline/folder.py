@@ -14,6 +14,7 @@ from trimtab.core.plan import Plan
 from trimtab.core.store import Store, read_json, write_atomic, write_json
 from trimtab.core.trial import Trial
 from trimtab.pipeline.deploy import FILES
+from trimtab.run.trim_file import CODED
 
 _FREE = 200 << 20
 """Bytes that must be free on the disk before a run starts."""
@@ -75,6 +76,8 @@ def adopt(folder: Path, name: str) -> None:
     known = sorted(p.name for p in (folder / "front").glob("*") if (p / FILES[0]).exists())
     if name not in known:
         raise InputError("choose", where=folder, got=repr(name), expected=f"one of {', '.join(known) or 'no points'}")
+    if not (source / CODED).exists():
+        (folder / CODED).unlink(missing_ok=True)  # of the point that was chosen before
     for file in sorted(p for p in source.iterdir() if p.is_file()):
         write_atomic(folder / file.name, lambda p, file=file: shutil.copyfile(file, p))  # type: ignore[misc]
 

@@ -14,11 +14,13 @@ from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
 from trimtab.graph.count import total
 from trimtab.graph.model import Graph
+from trimtab.pipeline.coded import coded
 from trimtab.pipeline.deploy import FILES, computes, example_inputs, onnx_size, real_inputs, size_of, write_point
 from trimtab.pipeline.folder import finished
 from trimtab.pipeline.prepare import Prepared
 from trimtab.run.device import MODEL, Clocked
 from trimtab.run.score import score_of
+from trimtab.run.trim_file import CODED
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def point(prepared: Prepared, folder: Path, name: str, plan: Plan, original: Poi
     own = folder / "front" / name
     graph = apply_plan(prepared.graph, plan, prepared.context)
     if not finished(own, plan):
+        (own / CODED).unlink(missing_ok=True)  # of another plan
         write_point(graph, plan, own)
     file = own / MODEL
     device, target = prepared.device, prepared.context.target
@@ -93,7 +96,7 @@ def point(prepared: Prepared, folder: Path, name: str, plan: Plan, original: Poi
     if is_integer(plan):
         device.check(file, timed.runtime)
     size = size_of(device, file) if timed.metrics else onnx_size(file)
-    metrics = {"size": size, **_counted(graph, target.batch)}
+    metrics = {"size": size, **coded(own), **_counted(graph, target.batch)}
     if original is not None:
         ratio = onnx_size(original.file).value / size.value
         metrics["size_ratio"] = metric("size_ratio", ratio, "measured", n=1, how="of bytes on disk")
