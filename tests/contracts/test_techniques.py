@@ -55,7 +55,20 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"train": {"steps": 2, "precision": "fp32", "channels_last": False}},
         {"what": "channels", "rate": 0.5, "train": {"steps": 2, "precision": "fp32", "channels_last": False}},
     ),
-    "Prune": ({"ratio": 0.5, "multiple": 2}, {"keep": {"conv1.weight:0": [0, 3]}}, {"ratio": 0.5, "score": "eq9"}),
+    "Prune": (
+        {"ratio": 0.5, "multiple": 2},
+        {"keep": {"conv1.weight:0": [0, 3]}},
+        {"ratio": 0.5, "score": "fisher", "allocate": "global"},
+        {"ratio": 0.5, "score": "thinet", "allocate": "macs", "multiple": 2},
+        {
+            "ratio": 0.7,
+            "multiple": 2,
+            "schedule": "cubic",
+            "rounds": 2,
+            "train": {"steps": 2, "precision": "fp32", "channels_last": False},
+        },
+        {"ratio": 0.5, "before": {"rule": "soft", "every": 1, "steps": 2, "precision": "fp32", "channels_last": False}},
+    ),
     "Quantise": (
         {},
         {"calibration": "mse", "skip": ["linear"]},
