@@ -132,7 +132,7 @@ def steps(step: Facts) -> int:
 
 
 COLOURS = ("#0a8f7f", "#c4601d", "#6c54c4", "#b03060", "#4a7a2a", "#2f6db5", "#8a6d00", "#7d4f50", "#5b7083", "#a14fb0",
-           "#333333")  # fmt: skip
+           "#d4a017", "#39a0a0", "#222222")  # fmt: skip
 WIDE, HIGH, LEFT = 400, 300, 56
 MOST_SMALLER, MOST_FASTER = 100.0, 30.0
 
@@ -140,7 +140,7 @@ MOST_SMALLER, MOST_FASTER = 100.0, 30.0
 def chart(rows: Mapping[str, Facts]) -> str:
     """Times smaller against times faster, both logarithmic, a panel for each network; hollow above 3 points of drop."""
     kinds = [t for t in PRINTED if t != CONTROL]
-    colour = dict(zip(kinds, COLOURS, strict=False))
+    colour = dict(zip(kinds, COLOURS, strict=True))
     parts: list[str] = []
     shown = [n for n in MINUTES if any(f["network"] == n and f["status"] == "done" for f in rows.values())]
     for k, network in enumerate(shown):

@@ -27,6 +27,7 @@ PRINTED: Mapping[str, tuple[str, str, str]] = {
     "binary": ("32", "2-4", "3-10"),
     "distillation": ("3-10", "3-10", "1-3"),
     "early exits": ("", "", ""),
+    "skipped blocks": ("", "", ""),
     "cheaper blocks": ("5-20", "5-20", "0-1"),
     HYBRID: ("50-200", "10-50", "1-3"),
     CONTROL: ("", "", ""),
@@ -139,6 +140,7 @@ def resnet56() -> list[Row]:
         *levels(name, "low rank", NORMED, "factorise(share=AT, aware=True)", (0.5, 0.7), False),
         Row(name, "distillation", "resnet20", (recover(NORMED),), student=lambda: networks.trained("resnet20")),
         Row(name, "early exits", "", (Part("exits(max_drop=0.005, train={'steps': STEPS})"),)),
+        Row(name, "skipped blocks", "", (Part("gates(rate=0.6, train={'steps': STEPS, 'lr': 0.01})"),)),
         Row(name, "cheaper blocks", "", (Part("swap(error=0.1, train={'steps': STEPS})", 0.4), recover(NORMED, 0.6))),
         Row(
             name,
