@@ -71,7 +71,7 @@ class Cuda:
         turns: Sequence[Sequence[Array]] = (),
     ) -> dict[str, Clocked]:
         """Time files in every precision that the target allows, against the original in fp32 in torch's compiler."""
-        from trimtab.run.cuda_session import CudaSession, OrtGpuSession, on_gpu, peak_bytes
+        from trimtab.run.cuda_session import CudaSession, OrtGpuSession, has_semi_sparse, on_gpu, peak_bytes
 
         found = {}
         for name, path in files.items():
@@ -79,6 +79,8 @@ class Cuda:
                 sessions: dict[str, Session] = {"": CudaSession(baseline, target.batch, "fp32")}
                 for kind in ("fp32", *(HALVES if target.precision == "int8" else ())):
                     sessions[f"torch-{kind}"] = CudaSession(path, target.batch, kind)
+                for kind in HALVES if target.precision == "int8" and has_semi_sparse(path) else ():
+                    sessions[f"torch-2:4-{kind}"] = CudaSession(path, target.batch, kind, sparse=True)
                 if _tensorrt() and target.precision == "int8":
                     sessions[TENSORRT] = OrtGpuSession(path, target.batch)
                 for session in sessions.values():

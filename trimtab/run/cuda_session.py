@@ -18,15 +18,23 @@ from trimtab.hardware.layer import Layer
 from trimtab.run.branches import branches
 from trimtab.run.export import quiet
 from trimtab.run.runtime import Array, Port, check_inputs
+from trimtab.run.semi_sparse import put_kernels, semi_sparse_weights
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _REPLAYS = 50
 
 
 class CudaSession:
-    """The graph beside an ONNX file, compiled for a fixed batch and replayed as a CUDA graph."""
+    """The graph beside an ONNX file, compiled for a fixed batch and replayed as a CUDA graph.
 
-    def __init__(self, path: Path, batch: int, kind: str) -> None:
+    Args:
+        path: of the ONNX file.
+        batch: samples in a call.
+        kind: what it computes in: `fp32`, `fp16` or `bf16`.
+        sparse: run 2:4 linear layers in the kernel that skips their zeros; in 16 bits only.
+    """
+
+    def __init__(self, path: Path, batch: int, kind: str, sparse: bool = False) -> None:
         graph = load(path.parent, path.stem)
         own = graph if is_quantised(graph) else for_inference(graph)
         own = own.to("cuda")
@@ -34,6 +42,8 @@ class CudaSession:
         self._type, self._net = _TYPES[kind], own.net
         if kind != "fp32" and not is_quantised(graph):
             self._net = self._net.to(self._type)
+        if sparse:
+            put_kernels(self._net, semi_sparse_weights(own))
         self.inputs = tuple(
             Port(s.name, s.at(batch), np.dtype(str(s.dtype).removeprefix("torch."))) for s in own.inputs
         )
@@ -117,6 +127,12 @@ class OrtGpuSession:
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+def has_semi_sparse(path: Path) -> bool:
+    """Whether the graph beside an ONNX file has linear layers for the kernel that skips zeros."""
+    graph = load(path.parent, path.stem)
+    return not is_quantised(graph) and bool(semi_sparse_weights(graph))
 
 
 def on_gpu(call: Callable[[], object]) -> float:
