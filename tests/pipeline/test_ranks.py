@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from trimtab.compress.factorise.technique import Factorise
 from trimtab.core.goal import Goal
 from trimtab.core.metric import metric
 from trimtab.core.target import Target
-from trimtab.core.task import Arrays, Task
+from trimtab.core.task import Arrays, Task, accuracy
 from trimtab.hardware.layer import Layer
+from trimtab.pipeline.compress import compress
+from trimtab.pipeline.fit import fit
 from trimtab.pipeline.prepare import Prepared, prepare
 from trimtab.pipeline.ranks import asked, paying_layers, ranks_worth
 from trimtab.pipeline.sensitivity import sensitivities
@@ -141,3 +144,48 @@ def test_ranks_that_are_none_are_told(prepared: Prepared) -> None:
     assert left is None
     assert "all stay whole" in told[0]
     assert fake.asked == []
+
+
+def wide() -> nn.Module:
+    """Linear layers of which the widest, with nearly all weights, is of rank 8 but for a little noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(32, 768), nn.ReLU(), nn.Linear(768, 768), nn.ReLU(), nn.Linear(768, 4))
+        with torch.no_grad():
+            network[2].weight.copy_(torch.randn(768, 8) @ torch.randn(8, 768) / 80)
+            network[2].weight.add_(torch.randn(768, 768) * 1e-5)
+        return network.eval()
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    network, x = wide(), torch.randn(256, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        data = Arrays(x, network(x).argmax(1), batch=64)
+    return Task(network, x[:2], calibrate=data, validate=data, test=data, score=accuracy, name="wide")
+
+
+@pytest.mark.slow
+def test_compress_keeps_what_is_faster_and_goes_on_with_it(task: Task, tmp_path: Path) -> None:
+    steps = [Factorise(energy=0.99, aware=True, layers=("2",))]
+    result = compress(task, steps, target="onnxruntime", out=tmp_path / "run")
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    (step,) = plan["steps"]
+    assert step == {"technique": "Factorise", "ranks": {"2": 8}, "aware": True}
+    chosen = next(p for p in result.report["points"] if p["name"] == "compressed")
+    # 590,000 weights become 12,000 in the layer that took nearly all of the time
+    assert chosen["metrics"]["latency_ratio"]["value"] > 1.5
+    assert chosen["metrics"]["score"]["value"] > 0.95
+    again = compress(task, steps, target="onnxruntime", out=tmp_path / "run")
+    assert json.loads((again.folder / "plan.json").read_text()) == plan
+
+
+@pytest.mark.slow
+def test_fit_chooses_ranks_beside_widths(task: Task, tmp_path: Path) -> None:
+    result = fit(task, "onnxruntime:precision=fp32", Goal(max_drop=0.05, hours=0.02), out=tmp_path / "run")
+    chosen = next(p for p in result.report["points"] if p["name"] == result.report["chosen"])
+    (step,) = [s for s in chosen["plan"] if s["technique"] == "Factorise"]
+    assert set(step["ranks"]) == {"2"}
+    assert chosen["metrics"]["latency_ratio"]["value"] > 1.3
+    assert chosen["metrics"]["score"]["value"] > 0.94

@@ -105,7 +105,8 @@ def test_only_layers_that_get_cheaper_are_taken(mixed: tuple[Graph, Context]) ->
 
 def test_a_plan_holds_ranks_only_and_replays(mixed: tuple[Graph, Context]) -> None:
     graph, context = mixed
-    step = step_of(resolved(recipe("factorise(energy=0.7, aware=True, multiple=1)"), graph, context))
+    (settled,) = resolved(recipe("factorise(energy=0.7, aware=True, multiple=1)"), graph, context)
+    step = step_of(settled)
     assert set(step) == {"technique", "ranks", "aware"}
     made, again = (apply_plan(graph, Plan((step,)), context) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(made.tensors().values(), again.tensors().values(), strict=True))
