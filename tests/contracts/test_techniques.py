@@ -82,7 +82,7 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "Share": (
         {"bits": 3},
         {"clusters": 5, "init": "density", "biases": 2, "train": {"steps": 2, "channels_last": False}},
-        {"bits": 4, "method": "product", "block": 3, "layers": {"linear": {"bits": 2, "block": 4}}, "weighted": True},
+        {"bits": 4, "method": "product", "block": 4, "layers": {"conv1": {"bits": 2, "block": 9}}, "weighted": True},
         {"bits": 2, "per": "group", "group": 4, "init": "kmeans++", "skip": ["conv1"]},
     ),
     "Smooth": ({}, {"method": "awq", "group": 8}, {"insert": True}),
