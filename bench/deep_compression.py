@@ -272,8 +272,8 @@ def _told(name: str, fact: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"- Against the {'control' if who == 'control' else 'dense network'}, {part} images: "
                 f"{100 * found['change']:+.2f} points of error ({low:+.2f} to {high:+.2f}); {found['worse']} images "
-                f"are wrong now that were right, {found['better']} the other way; McNemar's exact test that it is worse: "
-                f"p = {found['p_worse']:.3f}."
+                f"are wrong now that were right, {found['better']} the other way; McNemar's exact test that it is "
+                f"worse: p = {found['p_worse']:.3f}."
             )
     met = errors["dense"]
     lines += [
