@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from tests.compress.networks import Residual, image_batch
 from trimtab.compress import Prune, RemoveBlocks
 from trimtab.compress.prune.allocation import nearest, widths
+from trimtab.compress.prune.blocks import block_scores
 from trimtab.compress.prune.gradients import gradients
 from trimtab.compress.prune.scores import SCORES, unit_scores
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Arrays, Task
+from trimtab.graph.blocks import blocks
 from trimtab.graph.capture import capture
 from trimtab.graph.coupling import Group, Member, groups
 from trimtab.graph.model import Graph
@@ -260,3 +262,28 @@ def test_the_block_that_matters_least_goes_first() -> None:
 def test_wrong_blocks(settings: dict[str, Any], task: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RemoveBlocks(**settings).apply(*deep(**task))
+
+
+class Turned(nn.Module):
+    """x + f(x) with f(x) = 0 x, a quarter turn added, and x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))
+        for branch, rows in zip(self.branches, ([[0, 0], [0, 0]], [[0, -1], [1, 0]], [[1, 0], [0, 1]]), strict=True):
+            branch.weight.data = torch.tensor(rows, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return x
+
+
+def test_how_far_blocks_turn_by_hand() -> None:
+    model, x = Turned(), torch.randn(3, 2)
+    graph, context = capture(model, x), Context(Task(model, x), calibrate=((x,),))
+    found = blocks(graph)
+    # x and x + a quarter turn of x lie 45 degrees apart; x and 2 x not at all
+    cosine, angular = (list(block_scores(graph, list(found), s, context).values()) for s in ("cosine", "angular"))
+    assert cosine == pytest.approx([0.0, 1 - 0.5**0.5, 0.0], abs=1e-6)
+    assert angular == pytest.approx([0.0, 0.25, 0.0], abs=1e-3)

@@ -155,7 +155,7 @@ def _unfolded(node: Node, value: Tensor) -> Tensor:
         sides = [(p, p) for p in _pair(padding, rank, 0)]
     image = value.unsqueeze(2) if rank == 1 else value
     image = functional.pad(image, (*sides[1], *sides[0]))
-    return functional.unfold(image, kernel, dilation=holes, stride=steps)
+    return functional.unfold(image, tuple(kernel), dilation=tuple(holes), stride=tuple(steps))
 
 
 def _pair(value: int | Sequence[int], rank: int, first: int = 1) -> list[int]:

@@ -93,9 +93,10 @@ def _uniform(group: Group, ratio: float, want: Wanted) -> int:
 def _global(groups: Sequence[Group], scores: Mapping[str, Tensor], ratio: float, want: Wanted) -> dict[str, int]:
     """One threshold over all units: those below it go, rounded to each group's nearest width, none below the floor."""
     choices = {g.name: _above(g, want) for g in groups}
-    least, target = sum(c[0] for c in choices.values()), (1 - ratio) * want.cost
+    single = len(want.sizes) - len(choices)  # groups with one unit left are none any more
+    least, target = sum(c[0] for c in choices.values()), (1 - ratio) * want.cost - single
     if least > target + 0.5:
-        _refuse(ratio, 1 - least / want.cost, want)
+        _refuse(ratio, 1 - (least + single) / want.cost, want)
     ordered = {name: np.sort(scores[name].numpy()) for name in choices}
 
     def left(threshold: float) -> dict[str, int]:
@@ -111,7 +112,8 @@ def _global(groups: Sequence[Group], scores: Mapping[str, Tensor], ratio: float,
         else:
             low = middle + 1
     near = [left(thresholds[i]) for i in (low - 1, low) if i >= 0]
-    return min(near, key=lambda found: abs(sum(found.values()) - target))
+    # of two that are equally near the one that keeps more, whatever the ratio rounds to
+    return min(near, key=lambda found: (round(abs(sum(found.values()) - target), 6), -sum(found.values())))
 
 
 def _exact(
@@ -134,7 +136,7 @@ def _exact(
     if whole + total(factors, least, cost) > bound:
         _refuse(ratio, 1 - (whole + total(factors, least, cost)) / want.cost, want)
     for slack in (0.0, _TOLERANCE, 10 * _TOLERANCE):
-        limit = {cost: (bound - whole) / want.cost - slack}
+        limit: dict[str, float] = {cost: (bound - whole) / want.cost - slack}
         found = allocate(sites, scaled, limit, seconds=_SECONDS, tie="", gap=0.0)
         if found is not None and whole + total(factors, found, cost) <= bound:
             return {name: choices[name][choice] for name, choice in found.items()}

@@ -180,8 +180,8 @@ class Prune:
     def _counts(
         self, graph: Graph, context: Context, found: Sequence[Group], ratio: float, want: Wanted
     ) -> dict[str, int]:
-        """How many units each group that can be cut keeps in a round."""
-        free = [g for g in found if len(widths(g, self.multiple)) > 1]
+        """How many units each group that could be cut at first keeps in a round."""
+        free = [g for g in found if g.name in want.sizes]
         scores = {} if self.allocate == "uniform" else unit_scores(graph, free, self.score, context, across=True)
         return counts(graph, free, scores, ratio, want)
 

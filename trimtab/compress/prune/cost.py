@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ Kept = dict[int, int]
 _COMBINATIONS = 4096
 """At most so many choices of three groups or more are counted together."""
 _Lengths = Callable[[Kept], int]
+_Dim = tuple[int, Mapping[int, npt.NDArray[np.int64]]]
+"""How many indices of a dimension always stay, and for each group how many each of its choices keeps."""
 
 
 def cost_factors(graph: Graph, groups: Sequence[Group], choices: Choices, cost: CostName) -> tuple[float, list[Factor]]:
@@ -65,9 +68,9 @@ class _Widths:
     groups: tuple[Group, ...]
     choices: Choices
 
-    def of(self, value: Any, sizes: Sequence[int]) -> list[tuple[int, dict[int, npt.NDArray[np.int64]]]]:
+    def of(self, value: Any, sizes: Sequence[int]) -> list[_Dim]:
         """For each dimension of a tensor what always stays, and for each group what each of its choices keeps."""
-        result = []
+        result: list[_Dim] = []
         for dim, size in enumerate(sizes):
             labels = value[dim] if dim < len(value) else None
             if not isinstance(labels, np.ndarray):
@@ -84,47 +87,53 @@ class _Widths:
         return np.array([counts[list(keep)].sum() for keep in self.choices[group.name]], dtype=np.int64)
 
 
-def _length(dim: tuple[int, Mapping[int, npt.NDArray[np.int64]]], kept: Kept) -> int:
+def _length(dim: _Dim, kept: Kept) -> int:
     return dim[0] + sum(int(lengths[kept.get(index, 0)]) for index, lengths in dim[1].items())
 
 
 def _params(graph: Graph, width: _Widths) -> list[tuple[tuple[int, ...], _Lengths]]:
     """Each parameter once: the groups that it depends on, and its number of elements."""
     learnt = {id(p) for p in graph.net.parameters()}
-    found = []
+    found: list[tuple[tuple[int, ...], _Lengths]] = []
     for node in graph.net.graph.nodes:
         tensor = attribute(graph.net, str(node.target)) if node.op == "get_attr" else None
         if id(tensor) in learnt:
             learnt.remove(id(tensor))
             dims = width.of(width.found.coupling.values.get(node, ()), shape(node))
-            found.append((_touched(dims), lambda kept, dims=dims: math.prod(_length(d, kept) for d in dims)))
+            found.append((_touched(dims), partial(_product, dims)))
     return found
+
+
+def _product(dims: Sequence[_Dim], kept: Kept) -> int:
+    return math.prod(_length(dim, kept) for dim in dims)
 
 
 def _macs(graph: Graph, width: _Widths) -> list[tuple[tuple[int, ...], _Lengths]]:
     """Each product: the groups that it depends on, and its multiply-accumulates."""
     single = {n.name: n for n in shaped(graph.copy(), 1).net.graph.nodes}  # shapes of a batch of one
     values = width.found.coupling.values
-    found = []
+    found: list[tuple[tuple[int, ...], _Lengths]] = []
     for node in graph.nodes():
         if macs(node) == 0:
             continue
         dims = {n: width.of(values.get(n, ()), shape(single[n.name])) for n in (node, *node.all_input_nodes)}
         touched = tuple(sorted({i for each in dims.values() for i in _touched(each)}))
-
-        def count(kept: Kept, node: Node = node, dims: Any = dims) -> int:
-            def value(of: Node) -> Any:
-                if not isinstance(of.meta["val"], torch.Tensor):
-                    return single[of.name].meta["val"]
-                return torch.empty([_length(d, kept) for d in dims[of]], device="meta")
-
-            return macs(node, value)
-
-        found.append((touched, count))
+        found.append((touched, partial(_at, node, dims, single)))
     return found
 
 
-def _touched(dims: Sequence[tuple[int, Mapping[int, Any]]]) -> tuple[int, ...]:
+def _at(node: Node, dims: Mapping[Node, Sequence[_Dim]], single: Mapping[str, Node], kept: Kept) -> int:
+    """The multiply-accumulates of a node with some units of its groups left."""
+
+    def value(of: Node) -> Any:
+        if not isinstance(of.meta["val"], torch.Tensor):
+            return single[of.name].meta["val"]
+        return torch.empty([_length(d, kept) for d in dims[of]], device="meta")
+
+    return macs(node, value)
+
+
+def _touched(dims: Sequence[_Dim]) -> tuple[int, ...]:
     return tuple(sorted({index for _, lengths in dims for index in lengths}))
 
 

@@ -20,7 +20,7 @@ GATE_SCORES = ("taylor_gate", "fisher")
 
 
 def by_gate(graph: Graph, groups: Sequence[Group], score: str, context: Context) -> dict[str, Tensor]:
-    """Scores from g = dL/dz of a gate z = 1 on each unit wherever it is read: g = sum a dL/da over its values a.
+    """Scores from g = dL/dz of a gate z = 1 on each unit wherever it is read: g = sum a dL/da over the values a read.
 
     `taylor_gate`: mean over samples of abs(g). Molchanov et al. (2017) divide by the number of values,
     which is the same for all units of a layer, and by the layer's norm; undivided it is the change of the loss.
@@ -92,7 +92,7 @@ class _Gate(nn.Module):
 
 
 def gated(graph: Graph, found: Mapping[str, Sequence[Place]], switches: _Switches) -> None:
-    """Put gates behind the places of each group, in place."""
+    """Put gates between the places of each group and the layers that read them there, in place."""
     nodes: dict[str, Node] = {node.name: node for node in graph.net.graph.nodes}
     count = 0
     for name, each in found.items():
@@ -102,5 +102,9 @@ def gated(graph: Graph, found: Mapping[str, Sequence[Place]], switches: _Switche
             graph.net.add_submodule(module, _Gate(switches, name, place))
             with graph.net.graph.inserting_after(node):
                 gate = graph.net.graph.call_module(module, (node,))
-            node.replace_all_uses_with(gate, delete_user_cb=lambda user, gate=gate: user is not gate)  # type: ignore[misc]
+            # one gate for each reader: what is derived from a gated value must not be gated twice
+            if place.layer == place.node:
+                node.replace_all_uses_with(gate, delete_user_cb=lambda user, gate=gate: user is not gate)  # type: ignore[misc]
+            else:
+                nodes[place.layer].replace_input_with(node, gate)
     graph.net.recompile()

@@ -29,7 +29,7 @@ class Place:
         dim: the dimension.
         units: for each index of the dimension its unit; the group's size where it is none of the group's.
         rows: the dimension that grows with the batch.
-        layer: the name of the node that reads the value, or that made it.
+        layer: the name of the node that reads the value; the node's own where it is what made the units.
     """
 
     node: str
@@ -67,8 +67,8 @@ def places(graph: Graph, groups: Sequence[Group], readers_only: bool = False) ->
     found = numbers(couple(graph), own)
     rows = _rows(graph)
     fixed = constant(graph)
-    read: dict[str, dict[tuple[str, int], Place]] = {g.name: {} for g in own}
-    made: dict[str, dict[tuple[str, int], Place]] = {g.name: {} for g in own}
+    read: dict[str, dict[tuple[str, int, str], Place]] = {g.name: {} for g in own}
+    made: dict[str, dict[tuple[str, int, str], Place]] = {g.name: {} for g in own}
     for node in graph.nodes():
         product = macs(node) > 0
         if not product and node.target not in _EMBEDDINGS:
@@ -97,7 +97,7 @@ def _dims(node: Node, found: Numbers) -> Iterator[tuple[int, tuple[Labels, Label
 
 
 def _add(
-    into: dict[str, dict[tuple[str, int], Place]],
+    into: dict[str, dict[tuple[str, int, str], Place]],
     found: Numbers,
     groups: Sequence[Group],
     node: Node,
@@ -111,7 +111,7 @@ def _add(
         group, unit = units
         own = np.where(group == index, unit, groups[index].size)
         place = Place(node.name, dim, tuple(own.tolist()), rows[node.name], layer.name)
-        into[found.names[index]].setdefault((node.name, dim), place)
+        into[found.names[index]].setdefault((node.name, dim, layer.name), place)
 
 
 def _rows(graph: Graph) -> dict[str, int]:
