@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import trimtab as tt
 from trimtab.core.errors import InputError
 from trimtab.examples import digits
 from trimtab.graph.capture import capture
 from trimtab.train.evaluate import evaluate
+from trimtab.train.recipe import Recipe
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -29,7 +31,8 @@ def example(monkeypatch):
         return module
 
     yield load
-    sys.modules.pop("cifar10", None)
+    for name in ("cifar10", "once"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -147,3 +150,52 @@ def test_sentences_count_as_pairs_in_any_order_and_as_often_as_both_were_drawn(e
     assert module.correlation(embeddings[drawn], targets[drawn]) == pytest.approx(again)
     with pytest.raises(ValueError, match="three pairs"):
         module.correlation(embeddings[:4], targets[:4])
+
+
+def test_features_of_speech_are_finite_and_of_about_unit_size(example):
+    speech = example("speech")
+    waves = torch.from_numpy(np.random.default_rng(0).integers(-3000, 3000, (3, 8000), dtype=np.int16))
+    features = speech.log_mel(waves)
+    assert features.shape == (3, 1, speech.BANDS, speech.FRAMES)
+    assert features.isfinite().all()
+    silent = speech.log_mel(torch.zeros(1, 8000, dtype=torch.int16))
+    assert float(silent.std()) == pytest.approx(0.0, abs=1e-5)
+    assert float(features.mean()) > float(silent.mean())
+    tone = (8000 * torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / speech.RATE)).to(torch.int16)
+    loudest = int(speech.log_mel(tone[None]).mean(3).argmax())
+    centre = int((speech.mel_filters()[round(1000 * speech.WINDOW / speech.RATE)]).argmax())
+    assert loudest == centre  # the band that 1,000 Hz falls into
+    torch.manual_seed(0)
+    varied = speech.vary(features)
+    assert varied.shape == features.shape
+    assert not torch.equal(varied, features)
+
+
+def test_what_is_trained_once_is_read_the_second_time(example, tmp_path, monkeypatch):
+    speech = example("speech")
+    once = sys.modules["once"]
+    x = torch.randn(8, 1, speech.BANDS, speech.FRAMES)
+    data = tt.Arrays(x, torch.arange(8) % 10, batch=4, shuffle=True)
+    torch.manual_seed(0)
+    made = tt.Task(speech.Speech(4), x[:2], train=data, loss=torch.nn.functional.cross_entropy, name="few")
+    first = once.once(made, Recipe(3, precision="fp32", channels_last=False), tmp_path)
+    monkeypatch.setattr(once, "fit_network", None)
+    second = once.once(made, Recipe(3, precision="fp32", channels_last=False), tmp_path)
+    states = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["classify.weight"], made.model.state_dict()["classify.weight"])
+    with pytest.raises(TypeError):  # another recipe is another training
+        once.once(made, Recipe(4, precision="fp32", channels_last=False), tmp_path)
+
+
+@pytest.mark.data
+def test_speech_splits_do_not_overlap(example):
+    try:
+        made = example("speech").untrained()
+    except InputError as error:
+        pytest.skip(str(error))
+    sets = [made.train, made.validate, made.test]
+    assert [s.samples for s in sets] == [2000, 250, 250]
+    assert all((s.targets.bincount() == s.samples // 10).all() for s in sets)
+    rows = [{x.numpy().tobytes() for x in s.inputs} for s in sets]
+    assert not rows[0] & rows[1] | rows[0] & rows[2] | rows[1] & rows[2]
