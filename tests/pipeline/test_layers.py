@@ -7,6 +7,7 @@ from torch import nn
 
 from trimtab.compress.factorise.technique import Factorise
 from trimtab.compress.quantise.technique import Quantise
+from trimtab.compress.sparsify.technique import Sparsify
 from trimtab.core.context import Context
 from trimtab.core.task import Task
 from trimtab.graph.capture import capture
@@ -39,3 +40,21 @@ def test_a_chain_of_layers_is_one_row_with_its_number_of_weights() -> None:
     first, last = layer_rows(graph, made)
     assert first == {"name": "0", "before": [10, 12], "after": [3 * (12 + 10)], "precision": "float32"}
     assert last["after"] == [4, 10]
+
+
+def test_sparse_layers_tell_the_share_of_their_zeros() -> None:
+    network = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10)).eval()
+    x = torch.randn(16, 40, generator=torch.Generator().manual_seed(1))
+    graph = set_mode(capture(network, x[:2]), False)
+    context = Context(Task(network, x[:2]), calibrate=(x,))
+    made = Sparsify(ratio=0.9, scope="layer", skip=("2",)).apply(graph, context)
+    rows = layer_rows(graph, made)
+    assert [row.get("zeros") for row in rows] == [0.9, None]
+    told = stored_only(rows)
+    assert told is not None
+    assert told.startswith("1 of 2 layers are sparse (90.0 % of their weights are zero)")
+    assert "smaller, not faster" in told
+    both = stored_only(layer_rows(graph, Quantise(weight={"bits": 4}).apply(made, context)))
+    assert both is not None
+    assert "few bits" in both
+    assert "are sparse" in both

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.report.sample import report
+from trimtab.core.errors import FileError
 from trimtab.report import parse, write
 from trimtab.report.html import element, joined
 from trimtab.report.page import page
@@ -173,3 +174,15 @@ def test_write_puts_the_page_beside_the_report(tmp_path):
     assert path == tmp_path / "report.html"
     assert path.read_text().startswith("<!doctype html>")
     assert path.stat().st_size < 200_000
+
+
+def test_a_sparse_layer_says_how_many_of_its_weights_are_zero():
+    data = report()
+    data["layers"][0]["zeros"] = 0.75
+    made = parse(data)
+    assert made.layers[0].zeros == 0.75
+    assert share_left(made.layers[0]) == 0.25
+    assert "int8, 75 % zeros" in str(page(made))
+    data["layers"][0]["zeros"] = "many"
+    with pytest.raises(FileError, match="zeros"):
+        parse(data)

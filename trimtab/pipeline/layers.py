@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trimtab.graph.model import Graph
+from trimtab.train.zeros import SPARSE
 
 FEW = ("binary", *(f"int{bits}" for bits in range(2, 8)))
 """Precisions of weights that no runtime here has a kernel for."""
@@ -17,7 +18,8 @@ FEW = ("binary", *(f"int{bits}" for bits in range(2, 8)))
 def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
     """For each weight matrix or kernel of the original: its shape, its shape in what was made of it, its precision.
 
-    A layer that was removed has no shape after; one that became a chain of layers has the number of their weights.
+    A layer that was removed has no shape after; one that became a chain of layers has the number of their weights. A
+    sparse one tells the share of its zeros.
     """
     after, integers = made.tensors(), dict(_integers(made))
     rows = []
@@ -27,35 +29,45 @@ def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
         parts = {name: after[name]} if name in after else _chain(after, name)
         kinds = {integers.get(n, str(t.dtype).removeprefix("torch.")) for n, t in parts.items()}
         shapes = [list(t.shape) for t in parts.values()]
-        rows.append(
-            {
-                "name": name.removesuffix(".weight"),
-                "before": list(tensor.shape),
-                "after": shapes[0] if len(shapes) == 1 else [sum(map(math.prod, shapes))] if shapes else None,
-                "precision": next(iter(sorted(kinds)), None),
-            }
-        )
+        row = {
+            "name": name.removesuffix(".weight"),
+            "before": list(tensor.shape),
+            "after": shapes[0] if len(shapes) == 1 else [sum(map(math.prod, shapes))] if shapes else None,
+            "precision": next(iter(sorted(kinds)), None),
+        }
+        zeros = sum(int((t == 0).sum()) for t in parts.values()) / max(sum(t.numel() for t in parts.values()), 1)
+        rows.append(row | ({"zeros": zeros} if zeros >= SPARSE else {}))
     return rows
 
 
 def _chain(after: Mapping[str, torch.Tensor], weight: str) -> dict[str, torch.Tensor]:
-    """The weights of the chain that `Factorise` put in a layer's place, perhaps more than once."""
+    """The weights of what `Factorise` put in a layer's place, perhaps more than once, or `Swap`."""
     module, _, leaf = weight.rpartition(".")
     start = f"{module}." if module else ""
     own = "factors" if leaf == "weight" else f"{leaf}_factors"
-    return {name: t for name, t in after.items() if name.startswith(f"{start}{own}.") and t.ndim > 1}
+    heads = (f"{start}{own}.", f"{start}swapped.")
+    return {name: t for name, t in after.items() if name.startswith(heads) and t.ndim > 1}
 
 
 def stored_only(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the user should know of weights that have few bits on disk and are computed with as int8; None without."""
+    """What the user should know of weights that are small on disk and computed with as any others; None without."""
     few = [row for row in rows if row["precision"] in FEW]
-    if not few:
-        return None
-    kinds = ", ".join(sorted({str(row["precision"]) for row in few}))
-    return (
-        f"{len(few)} of {len(rows)} layers keep their weights in few bits on disk ({kinds}), which are decoded as the "
-        "file is loaded: smaller, not faster than int8."
-    )
+    sparse = [row for row in rows if "zeros" in row]
+    told = []
+    if few:
+        kinds = ", ".join(sorted({str(row["precision"]) for row in few}))
+        told.append(
+            f"{len(few)} of {len(rows)} layers keep their weights in few bits on disk ({kinds}), which are decoded as "
+            "the file is loaded: smaller, not faster than int8."
+        )
+    if sparse:
+        sizes = [math.prod(row["after"]) for row in sparse]
+        zeros = sum(row["zeros"] * size for row, size in zip(sparse, sizes, strict=True)) / sum(sizes)
+        told.append(
+            f"{len(sparse)} of {len(rows)} layers are sparse ({100 * zeros:.1f} % of their weights are zero), stored "
+            "without their zeros: smaller, not faster, because processors multiply zeros as any other weights."
+        )
+    return " ".join(told) or None
 
 
 def _integers(graph: Graph) -> Iterator[tuple[str, str]]:

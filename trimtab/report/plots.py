@@ -202,9 +202,10 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def share_left(layer: Layer) -> float:
-    """Share of a layer's weights that is left."""
+    """Share of a layer's weights that is left, and not zero where it has many zeros."""
     before = math.prod(layer.before)
-    return min(math.prod(layer.after) / before, 1.0) if layer.after is not None and before > 0 else 0.0
+    kept = min(math.prod(layer.after) / before, 1.0) if layer.after is not None and before > 0 else 0.0
+    return kept * (1 - (layer.zeros or 0.0))
 
 
 def bar(layer: Layer, most: int) -> Safe:

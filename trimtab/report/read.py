@@ -54,12 +54,16 @@ class Failed:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: the shape of its weight before and after (None where it was removed), and its precision."""
+    """One layer: the shape of its weight before and after (None where it was removed), its precision, and its zeros.
+
+    Zeros are a share of the weights, None where there are few.
+    """
 
     name: str
     before: tuple[int, ...]
     after: tuple[int, ...] | None
     precision: str
+    zeros: float | None = None
 
 
 @dataclass(frozen=True)
@@ -274,7 +278,8 @@ class _Reader:
         before = self.shape(data.get("before"), f"{place}: before")
         after = None if data.get("after") is None else self.shape(data["after"], f"{place}: after")
         precision = self.optional_text(data.get("precision"), f"{place}: precision")
-        return Layer(self.text(data.get("name"), f"{place}: name"), before, after, precision or "")
+        zeros = None if data.get("zeros") is None else self.number(data["zeros"], f"{place}: zeros")
+        return Layer(self.text(data.get("name"), f"{place}: name"), before, after, precision or "", zeros)
 
     def shape(self, value: Any, place: str) -> tuple[int, ...]:
         """A shape, or one width."""

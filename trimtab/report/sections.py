@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.core.metric import Metric
 from trimtab.report import plots
 from trimtab.report.html import Safe, element, joined
-from trimtab.report.read import Point, Report
+from trimtab.report.read import Layer, Point, Report
 from trimtab.report.words import (
     called,
     columns,
@@ -167,6 +167,11 @@ def _speed(point: Point) -> float:
 _FRONT = ("score", "latency", "latency_ratio", "size", "size_ratio", "macs")
 
 
+def _precision(layer: Layer) -> str:
+    zeros = "" if layer.zeros is None else f", {100 * layer.zeros:.0f} % zeros"
+    return f"{layer.precision or '–'}{zeros}"
+
+
 def layers(report: Report) -> Safe | None:
     """What became of each layer of the chosen network."""
     if not report.layers:
@@ -188,7 +193,7 @@ def layers(report: Report) -> Safe | None:
             element("td", "removed", class_="n gone")
             if x.after is None
             else element("td", _shape(x.after), class_="n"),
-            element("td", x.precision or "–", class_="n"),
+            element("td", _precision(x), class_="n"),
         )
         for x in report.layers
     ]
