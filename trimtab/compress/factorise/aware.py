@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trimtab.compress.factorise.build import chained
 from trimtab.compress.factorise.layers import Whole
 from trimtab.compress.factorise.shapes import Ranks, parts
 from trimtab.compress.factorise.weights import balanced, decomposed
@@ -57,7 +58,7 @@ def chunks(graph: Graph, inputs: Sequence[tuple[Tensor, ...]]) -> list[tuple[Ten
     for batch in inputs:
         batch = tuple(t[:left] for t in batch)
         left -= len(batch[0])
-        pieces = [t.split(CHUNK) for t in batch]
+        pieces = [torch.split(t, CHUNK) for t in batch]
         found += list(zip(*pieces, strict=True))
         if left <= 0:
             break
@@ -97,7 +98,8 @@ def weighted(weight: Tensor, seen: Moments) -> Tensor:
 
 def spectrum(weight: Tensor, seen: Moments) -> Tensor:
     """The singular values of a weight whose inputs are weighted by the data, W C^1/2, largest first."""
-    return torch.linalg.eigvalsh(weighted(weight, seen)).clamp_min(0).sqrt().flip(0)
+    values: Tensor = torch.linalg.eigvalsh(weighted(weight, seen)).clamp_min(0)
+    return values.sqrt().flip(0)
 
 
 def projected(weight: Tensor, bias: Tensor, rank: int, seen: Moments) -> tuple[list[Tensor], Tensor]:
@@ -194,10 +196,9 @@ def _rows(layer: Whole, value: Tensor) -> Tensor:
 def _columns(layer: Whole, x: Tensor, chain: Sequence[Layer], factors: Sequence[Tensor]) -> Tensor:
     """What the last factor reads, one row for each place: [L, n]; of a linear layer what all of them give."""
     if not layer.shape.kernel:
-        from trimtab.compress.factorise.build import chained
-
         bare = chained(layer.shape, chain, factors, None, x)
-        return bare(x).reshape(-1, layer.shape.outputs)
+        given: Tensor = bare(x).reshape(-1, layer.shape.outputs)
+        return given
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(layer.shape.kernel) - 1]
     for part, weight in zip(chain[:-1], factors[:-1], strict=True):
         x = convolve(x, weight.to(x), None, part.stride, part.padding, part.dilation, part.groups)

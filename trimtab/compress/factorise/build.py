@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,11 +37,11 @@ def chained(
 
 def _layer(part: Layer, weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Module:
     has = bias is not None
-    made: nn.Module
+    without_start: Any = nn.utils.skip_init  # random numbers drawn for a start would change those of others
     if not part.kernel:
-        made = nn.utils.skip_init(nn.Linear, part.inputs, part.outputs, has)
+        made = without_start(nn.Linear, part.inputs, part.outputs, has)
     else:
-        made = nn.utils.skip_init(
+        made = without_start(
             _CONVOLUTIONS[len(part.kernel) - 1],
             part.inputs,
             part.outputs,
@@ -54,7 +55,8 @@ def _layer(part: Layer, weight: Tensor, bias: Tensor | None, like: Tensor) -> nn
     made.weight = nn.Parameter(weight.to(like.dtype).contiguous())
     if bias is not None:
         made.bias = nn.Parameter(bias.to(like.dtype).contiguous())
-    return made
+    layer: nn.Module = made
+    return layer
 
 
 class _Train(nn.Module):
