@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from trimtab.compress.exits.technique import Exits  # noqa: E402
-from trimtab.compress.plan import resolved, step_of  # noqa: E402
+from trimtab.compress.plan import plan_of, step_of  # noqa: E402
 from trimtab.compress.quantise.technique import Quantise  # noqa: E402
 from trimtab.core.goal import Goal  # noqa: E402
 from trimtab.core.plan import Plan  # noqa: E402
@@ -58,7 +59,7 @@ def main() -> None:
     )
     prepared = opened(given.runs, given.steps, settings)
     started = time.monotonic()
-    exits = step_of(resolved(settings, prepared.graph, prepared.context))
+    (exits,) = plan_of([settings], prepared.graph, prepared.context).steps
     trained = time.monotonic() - started
     integers = step_of(Quantise())
     plans = {"exits": (exits,), "int8": (integers,), "exits, int8": (exits, integers)}
@@ -82,7 +83,7 @@ def opened(folder: Path, steps: int, settings: Exits) -> Prepared:
     return replace(prepared, context=replace(prepared.context, store=store))
 
 
-def write(prepared: Prepared, points: list[Point], exits: dict[str, Any], trained: float, given: Any) -> None:
+def write(prepared: Prepared, points: list[Point], exits: Mapping[str, Any], trained: float, given: Any) -> None:
     """The table as Markdown."""
     proofs = prove(prepared, points[0], points, seconds=given.seconds)
     score, targets = prepared.context.score, targets_of(prepared.test)

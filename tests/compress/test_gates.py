@@ -19,7 +19,7 @@ from trimtab.core.context import Context
 from trimtab.core.errors import InputError
 from trimtab.core.task import Arrays, Task
 from trimtab.graph.capture import capture
-from trimtab.graph.model import Graph
+from trimtab.graph.model import EXAMPLE_BATCH, Graph
 from trimtab.graph.save import load, save
 from trimtab.pipeline.ways import ways
 from trimtab.run.export import export_onnx
@@ -79,7 +79,7 @@ def test_places_lie_behind_the_activation_and_before_the_last_layer() -> None:
         assert str(nodes[place.gated].target) == "aten.relu.default"
         assert str(nodes[place.source].target) == "aten.relu.default"
     assert [p.name for p in places(graph, "channels")] == [p.name for p in places(graph, "blocks")]
-    assert places(graph, "blocks")[0].macs == 2 * 16 * 16 * 16 * 16 * 9
+    assert places(graph, "blocks")[0].macs == 2 * EXAMPLE_BATCH * 16 * 16 * 16 * 16 * 9  # two layers
 
 
 def closed(graph: Graph, name: str, bias: float) -> Graph:

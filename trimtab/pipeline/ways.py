@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def ways(graph: Graph, batches: Sequence[Batch], split: str, context: Context) -
 
 def _nested(graph: Graph, found: Sequence[Choice]) -> list[Choice]:
     """The choices whose answer is the output, or what is left to the next exit, from the first exit on."""
-    (*outs,) = graph.net.graph.output_node().args[0]  # type: ignore[misc]
+    held: Any = graph.net.graph.output_node().args[0]
+    outs = list(held)
     by_node = {c.node: c for c in found}
     node = getattr(outs[0], "name", "") if len(outs) == 1 else ""
     chain: list[Choice] = []

@@ -203,13 +203,14 @@ def _undisputed(graph: Graph) -> tuple[torch.Tensor, ...]:
     """Three random inputs, those for which the network's choices are least a matter of rounding."""
     inputs = graph.example(batch=_DRAWN, seed=1)
     nodes = {node.name: node for node in graph.nodes()}
-    tests = [nodes[choice.test] for choice in choices(graph)]
+    tests: list[Any] = [nodes[choice.test] for choice in choices(graph)]
     moved = ("aten.view.default", "aten.reshape.default")
-    tests = [n.args[0] if str(n.target) in moved else n for n in tests]  # type: ignore[misc]
+    tests = [n.args[0] if str(n.target) in moved else n for n in tests]
     told = [n for n in tests if str(n.target) in ("aten.ge.Scalar", "aten.gt.Scalar")]
+    read: list[Any] = [n.args[0] for n in told]
     with torch.no_grad():
-        values = opened(graph, [n.args[0].name for n in told]).net(*inputs)  # type: ignore[union-attr]
-    margins = [(v - float(n.args[1])).abs().flatten(1).amin(1) for v, n in zip(values, told, strict=True)]  # type: ignore[arg-type]
+        values = opened(graph, [n.name for n in read]).net(*inputs)
+    margins = [(v - float(n.args[1])).abs().flatten(1).amin(1) for v, n in zip(values, told, strict=True)]
     best = torch.stack(margins).amin(0).topk(3).indices if margins else torch.arange(3)
     return tuple(x[best] if spec.shape[:1] == (None,) else x for x, spec in zip(inputs, graph.inputs, strict=True))
 

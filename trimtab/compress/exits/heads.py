@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,8 @@ def classes(graph: Graph) -> tuple[Node, int]:
     Raises:
         InputError: the network has another output than one of [N, classes].
     """
-    (*outputs,) = graph.net.graph.output_node().args[0]  # type: ignore[misc]
+    held: Any = graph.net.graph.output_node().args[0]
+    outputs: list[Node] = list(held)
     sizes = [shape(n) for n in outputs if isinstance(n, Node)]
     if len(sizes) != 1 or len(sizes[0]) != 2 or sizes[0][1] < 2:
         told = ", ".join(str(["N", *s[1:]]) for s in sizes)

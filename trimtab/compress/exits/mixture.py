@@ -116,7 +116,9 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 def acted(h: Tensor, activation: str) -> Tensor:
     """`relu`, `gelu` or `silu` of a tensor."""
-    return {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}[activation](h)
+    if activation == "gelu":
+        return functional.gelu(h)
+    return functional.silu(h) if activation == "silu" else functional.relu(h)
 
 
 class Gathered(nn.Module):

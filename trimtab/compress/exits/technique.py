@@ -11,7 +11,7 @@ import torch
 
 from trimtab.compress.exits.answers import Answers, answered, told, value_on
 from trimtab.compress.exits.calibration import temperature
-from trimtab.compress.exits.heads import NAME, Confidence, Head, classes, confidence, heads
+from trimtab.compress.exits.heads import NAME, Confidence, Head, classes, confidence, heads, key
 from trimtab.compress.exits.teach import taught, with_exits
 from trimtab.compress.exits.thresholds import NEVER, Chosen, Costs, choose, outcome
 from trimtab.compress.quantise.technique import refuse_quantised
@@ -22,7 +22,8 @@ from trimtab.core.errors import InputError
 from trimtab.core.space import Axis
 from trimtab.graph.chain import Link, chain
 from trimtab.graph.count import total
-from trimtab.graph.model import Graph
+from trimtab.graph.macs import macs
+from trimtab.graph.model import EXAMPLE_BATCH, Graph
 from trimtab.graph.modes import set_mode
 
 _LATE = 0.95
@@ -76,7 +77,7 @@ class Exits:
 
     def sites(self, graph: Graph, context: Context) -> tuple[Axis, ...]:
         """One axis for each block of the chain: whether it has an exit."""
-        return tuple(Axis(f"Exits:{link.name}", (False, True)) for link in places(graph))
+        return tuple(Axis(f"Exits:{link.name}", (False, True)) for link in chain(graph) if link.share < _LATE)
 
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with heads and the choice among their answers, evaluating."""
@@ -211,9 +212,12 @@ def _divided(head: Head, degree: float) -> Head:
 
 def _costs(graph: Graph, links: Sequence[Link], found: Mapping[str, Head]) -> Costs:
     """Multiply-adds until each place and of each head, over those of the network."""
-    own = total(graph, 1).macs
-    added = []
-    for link in links:
-        whole = total(with_exits(graph, [link], {link.name: found[link.name]}, [0.5], "probability"), 1).macs
-        added.append((whole - own) / own)
-    return Costs(tuple(link.share for link in links), tuple(added))
+    own = EXAMPLE_BATCH * total(graph, 1).macs
+    whole = with_exits(graph, links, found, [0.5] * len(links), "probability")
+    added = {link.name: 0 for link in links}
+    for node in whole.nodes():
+        read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        for link in links:
+            if any(name.startswith(f"{NAME}.heads.{key(link.name)}.") for name in read):
+                added[link.name] += macs(node)
+    return Costs(tuple(link.share for link in links), tuple(added[link.name] / own for link in links))

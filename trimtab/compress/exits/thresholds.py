@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +51,11 @@ class Costs:
     until: tuple[float, ...]
     heads: tuple[float, ...]
 
-    def of(self, thresholds: Sequence[float]) -> np.ndarray:  # type: ignore[type-arg]
+    def of(self, thresholds: Sequence[float]) -> np.ndarray[Any, Any]:
         """The cost of leaving at each exit and at the end, with the heads on the way; unused ones cost nothing."""
         heads = np.cumsum([h if t < NEVER else 0.0 for h, t in zip(self.heads, thresholds, strict=True)])
-        return np.array([*self.until, 1.0]) + np.append(heads, heads[-1:] if len(heads) else 0.0)
+        found: np.ndarray[Any, Any] = np.array([*self.until, 1.0]) + np.append(heads, heads[-1:] if len(heads) else 0.0)
+        return found
 
 
 def leaving(sure: Tensor, thresholds: Sequence[float]) -> Tensor:
