@@ -39,6 +39,8 @@ from trimtab.train.loop import steps_for
 
 TARGET = Target(runtime="onnxruntime")
 MODEL = "model.onnx"
+PLAIN = ("Distil", "Quantise", "Share", "Sparsify", "Tie")
+"""What trains the network itself, by `Distil`; others train parts beside it, and their pace is their own."""
 TURNS = 256
 """Inputs that take turns where a network does less for some than for others."""
 
@@ -103,12 +105,24 @@ def _part(
 def _steps(text: str, seconds: float, graph: Graph, prepared: Prepared) -> int:
     """How many steps of a recipe's training fit into a time, on the network as it trains."""
     technique: Any = _technique(text.replace("STEPS", "1"))
+    if type(technique).__name__ not in PLAIN:
+        return max(int(seconds / _pace(text, graph, prepared)), 1)
     training = technique if isinstance(technique, Distil) else made(Distil, dict(technique.train))
     if type(technique).__name__ in ("Quantise", "Share"):  # few levels are trained in full precision
         training = replace(training, precision="fp32")
     if isinstance(technique, Quantise):
         graph = technique.prepare(graph, prepared.context)
     return steps_for(seconds, graph, prepared.context, training.recipe())
+
+
+def _pace(text: str, graph: Graph, prepared: Prepared) -> float:
+    """Seconds of a step of a technique that trains more than the network: 12 steps of it less 4."""
+    context, taken = replace(prepared.context, store=None), []
+    for steps in (4, 12):
+        start = time.monotonic()
+        _technique(text.replace("STEPS", str(steps))).apply(graph, context)
+        taken.append(time.monotonic() - start)
+    return max((taken[1] - taken[0]) / 8, 1e-4)
 
 
 def _technique(text: str) -> Technique:
