@@ -45,7 +45,7 @@ def lottery(
         as_json(made.json())
         return 0
     head = ("weights left", "share", "ticket", "random mask", "other start", "")
-    rows = [("all", "100 %", _told(made.dense), "", "", "")]
+    rows: list[tuple[str, ...]] = [("all", "100 %", _told(made.dense), "", "", "")]
     rows += [
         (
             f"{v.left:,}",

@@ -77,7 +77,7 @@ def _blocks(node: Any) -> bool:
 def _ones(value: Array) -> Array:
     """Where a value is anything but +0, flat."""
     flat = np.ascontiguousarray(value).reshape(-1)
-    return flat.view(np.uint32 if flat.itemsize == 4 else np.uint8) != 0
+    return np.asarray(flat.view(np.uint32 if flat.itemsize == 4 else np.uint8) != 0)
 
 
 def _pays(work: Work, value: Array) -> bool:

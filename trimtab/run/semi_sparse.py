@@ -30,7 +30,7 @@ def two_of_four(weight: Tensor) -> bool:
     """Whether a weight [out, in] has at least two zeros in each four inputs, in shapes that the kernel takes."""
     if weight.ndim != 2 or not weight.is_floating_point() or any(n % MULTIPLE for n in weight.shape):
         return False
-    return bool(((weight != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all())
+    return bool(((weight != 0).reshape(len(weight), -1, 4).sum(-1) <= 2).all())
 
 
 def put_kernels(net: nn.Module, names: tuple[str, ...]) -> None:

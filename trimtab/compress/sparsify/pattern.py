@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,7 +69,8 @@ def weight_of(rows: Tensor, like: Tensor, axis: int) -> Tensor:
 
 def best_of_groups(scores: Tensor, pattern: Pattern) -> Tensor:
     """Of each M inputs one after the other, the N with the highest scores: a mask [O, I, K]; of equals the first."""
-    grouped = scores.transpose(1, 2).unflatten(2, (-1, pattern.second))  # [O, K, I / M, M]
+    moved = scores.transpose(1, 2)
+    grouped = moved.reshape(*moved.shape[:2], -1, pattern.second)  # [O, K, I / M, M]
     order = torch.sort(grouped, dim=-1, descending=True, stable=True).indices[..., : pattern.first]
     mask = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order, True)
     return mask.flatten(2).transpose(1, 2)
@@ -85,10 +87,10 @@ def units_of(scores: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     high, wide = (pattern.first, pattern.second) if pattern.kind == "block" else (1, 1)
     if (high, wide) == (1, 1):
         return flat, torch.ones_like(flat, dtype=torch.int64)
-    pads = (0, -flat.shape[1] % wide, 0, -flat.shape[0] % high)
+    down, across = (-(-n // size) for n, size in zip(flat.shape, (high, wide), strict=True))
+    pads = (0, across * wide - flat.shape[1], 0, down * high - flat.shape[0])
     sums, sizes = (
-        functional.pad(t, pads).unflatten(1, (-1, wide)).unflatten(0, (-1, high)).sum((1, 3))
-        for t in (flat, torch.ones_like(flat))
+        functional.pad(t, pads).reshape(down, high, across, wide).sum((1, 3)) for t in (flat, torch.ones_like(flat))
     )
     return sums / sizes, sizes.long()
 
@@ -126,9 +128,14 @@ def masks(
         )
     if pool:
         ranked, sizes = (torch.cat([units[name][i].flatten() for name in pool]) for i in (0, 1))
-        parts = _best(ranked, sizes, keep[POOL]).split([units[name][0].numel() for name in pool])
+        parts = _parts(_best(ranked, sizes, keep[POOL]), [units[name][0].numel() for name in pool])
         found |= {name: _filled(part, units[name][0]) for name, part in zip(pool, parts, strict=True)}
     return {name: spread(found[name], value.shape, pattern) for name, value in scores.items()}
+
+
+def _parts(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    ends = list(itertools.accumulate(sizes))
+    return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _best(ranked: Tensor, sizes: Tensor, keep: int) -> Tensor:

@@ -98,7 +98,7 @@ def _best_swap(columns: Tensor, pattern: Pattern) -> tuple[int, int] | None:
     for k in range(m * m):
         i, j = k // m, m + k % m
         ways[k, i], ways[k, j] = j, i
-    tried = columns[:, ways].unflatten(-1, (2, m))  # [rows, ways, 2, M]
+    tried = columns[:, ways].reshape(-1, len(ways), 2, m)  # [rows, ways, 2, M]
     left = tried.topk(pattern.first, -1).values.sum((0, 2, 3))
     best = int(left.argmax())
     if best == m * m or float(left[best]) <= float(left[-1]) * (1 + 1e-6):

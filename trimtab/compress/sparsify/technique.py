@@ -178,7 +178,7 @@ class Sparsify:
 
     def _gradual(self) -> bool:
         kind = (self.schedule or {}).get("kind", "cubic" if self.method == "movement" else "oneshot")
-        return kind == "cubic"
+        return bool(kind == "cubic")
 
     def _steps(self) -> int:
         training = self._training()
