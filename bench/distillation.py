@@ -8,9 +8,10 @@ so that the methods of one seed are a pair. All train for the same steps: as man
 alone, counted once. The teacher is the trained ResNet-56. `alone` is the control, on the labels only.
 
 A training that is done is not done again, one that was killed goes on, and `--table` writes the table of what is there.
-The weights of the methods were chosen with `--choose`: a seed of its own, scored on the 5,000 even test images, at its
-own step count. The table's accuracies are those of the 5,000 odd test images, which nothing was chosen on; a difference
-is to `answers` of the same seed, its interval Student's t over the seeds. It goes to bench/results/distillation.md.
+A method without a weight has that of `train.recipe.WEIGHTS`; `--choose` tries others with a seed of its own, scored on
+the 5,000 even test images, and the page says what was tried. The table's accuracies are those of the 5,000 odd test
+images, which nothing was chosen on; a difference is to `answers` of the same seed, its interval Student's t over the
+seeds. It goes to bench/results/distillation.md.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def table(runs: Path) -> str:
             rows = [f for f in mine if f["named"] == name]
             parts += [row(name, rows, base)] if rows else []
     if any(f["seed"] == CHOOSING for f in facts_in(runs)):
-        parts += ["\n## How the weights were chosen\n", choices(runs)]
+        parts += ["\n## Weights that were tried\n", choices(runs)]
     return "\n".join(parts) + "\n"
 
 

@@ -123,8 +123,9 @@ def channels(node: Node) -> int:
 
 def moved_by_folding(node: Node, folded: Graph) -> bool:
     """Whether a node has another value, or is gone, once batch norms are folded into the layers before them."""
-    gone = all(n.name != node.name for n in folded.nodes())
-    return gone or any(user.target is aten.batch_norm.default for user in node.users)
+    left = {n.name for n in folded.nodes()}
+    norms = {user.name for user in node.users if user.target is aten.batch_norm.default}
+    return node.name not in left or bool(norms - left)
 
 
 def _candidates(graph: Graph) -> list[Node]:
