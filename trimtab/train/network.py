@@ -21,10 +21,14 @@ class Learner(Network):
         channels_last: images [N, C, H, W] are given that memory layout, as the graph's kernels have.
     """
 
+    bf16: bool
+    channels_last: bool
+    last: tuple[tuple[Any, ...], dict[str, Any], Any] | None
+
     def __init__(self, graph: Graph, bf16: bool = False, channels_last: bool = False) -> None:
         super().__init__(graph)
-        self.bf16, self.channels_last = bf16, channels_last
-        self.last: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        # not as a module sets attributes: a part of the user's network may have one of these names
+        self.__dict__.update(bf16=bf16, channels_last=channels_last, last=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | Outputs:
         """The graph's outputs; arguments and outputs of the last call are kept in `last`."""
@@ -33,7 +37,7 @@ class Learner(Network):
             found = super().forward(*args, **kwargs)
         named = found.items() if isinstance(found, Outputs) else None
         found = _float(found) if named is None else Outputs((name, _float(value)) for name, value in named)
-        self.last = (args, kwargs, found)
+        self.__dict__["last"] = (args, kwargs, found)
         return found
 
     @property
