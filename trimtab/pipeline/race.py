@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trimtab.compress.order import STRUCTURE
 from trimtab.compress.plan import apply_plan, step_of
 from trimtab.compress.recover import Distil
 from trimtab.core.context import Context
@@ -75,7 +76,7 @@ def steps_in(prepared: Prepared, graph: Graph, distil: Distil, seconds: float, n
 
 def structural(plan: Plan) -> Plan:
     """A plan without what comes after the cuts: training and quantisation."""
-    return Plan(tuple(s for s in plan.steps if s["technique"] in ("RemoveBlocks", "Prune")))
+    return Plan(tuple(s for s in plan.steps if s["technique"] in STRUCTURE))
 
 
 def quantising(plan: Plan) -> list[dict[str, Any]]:
