@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.compression_networks import RUNS, trained  # noqa: E402
 from trimtab import Task  # noqa: E402
-from trimtab.compress.plan import apply_plan, resolved, step_of, technique_of  # noqa: E402
+from trimtab.compress.plan import apply_plan, plan_of, technique_of  # noqa: E402
 from trimtab.core.context import Context  # noqa: E402
 from trimtab.core.plan import Plan  # noqa: E402
 from trimtab.core.store import Store, read_json, write_json  # noqa: E402
@@ -121,21 +121,18 @@ def compressed(name: str, folder: Path, share: float) -> dict[str, Any]:
     context = Context(task, teacher=graph, store=Store(folder / "store"), progress=progress)
     prune, control = (_shortened(settings, share) for settings in (case.prune, {"train": case.prune["train"]}))
     start = time.monotonic()
-    steps: list[dict[str, Any]] = []
-    made = graph
-    for technique, settings in (("Sparsify", prune), ("Share", _shortened(case.share, share))):
-        settled = resolved(technique_of({"technique": technique, **settings}), made, context)
-        steps.append(step_of(settled))
-        made = apply_plan(made, Plan((steps[-1],)), context)
+    chain = {"Sparsify": prune, "Share": _shortened(case.share, share)}
+    plan = plan_of([technique_of({"technique": k, **settings}) for k, settings in chain.items()], graph, context)
+    made = apply_plan(graph, plan, context)
     seconds = time.monotonic() - start
     other = apply_plan(graph, Plan(({"technique": "Distil", **control["train"]},)), context)
     sizes = _files({"dense": graph, "control": other, "compressed": made}, folder)
     decoded = read_trim(folder / "compressed.trim")
     files = {"dense": folder / "dense.onnx", "control": folder / "control.onnx", "compressed": decoded}
     wrong = {who: _wrong(file, task) for who, file in files.items()}
-    write_json(folder / "plan.json", Plan(tuple(steps)).json())
+    write_json(folder / "plan.json", plan.json())
     return {
-        "plan": steps,
+        "plan": plan.json(),
         "minutes": seconds / 60,
         "bytes": sizes,
         "decode_seconds": _decode_seconds(folder / "compressed.trim"),

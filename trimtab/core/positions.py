@@ -95,7 +95,8 @@ def places_of(gaps: Array, width: int) -> Array:
     skip = (1 << width) - 1
     holds = gaps < skip
     ends = np.cumsum(np.where(holds, gaps.astype(np.int64) + 1, skip))
-    return ends[holds] - 1
+    places: Array = ends[holds] - 1
+    return places
 
 
 def _fits(classes: tuple[int, int], mask: Array) -> bool:

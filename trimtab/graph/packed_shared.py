@@ -69,9 +69,10 @@ def _codebook(name: str) -> str:
 def _said(name: str, said: dict[str, Any], path: Path) -> tuple[int, int, tuple[int, ...]]:
     entries, block, shape = (said.get(key) for key in ("codebook", "block", "shape"))
     sizes = tuple(n for n in shape if type(n) is int and 0 <= n < 2**31) if isinstance(shape, list) else ()
-    whole = isinstance(shape, list) and len(sizes) == len(shape) and type(entries) is int and type(block) is int
-    if whole and 1 <= entries <= LARGEST and 1 <= block <= _LONGEST and math.prod(sizes) % block == 0:
-        return entries, block, sizes
+    if isinstance(shape, list) and len(sizes) == len(shape) and type(entries) is int and type(block) is int:
+        fits = 1 <= entries <= LARGEST and 1 <= block <= _LONGEST
+        if fits and math.prod(sizes) % block == 0:
+            return entries, block, sizes
     raise _wrong(name, path, str(said)[:80], f"a codebook of 1 to {LARGEST} entries, its block, and a shape")
 
 

@@ -48,8 +48,9 @@ def centres_of(values: Tensor, count: int, start: Start, weights: Tensor, genera
         if torch.equal(moved, centres):
             break
         centres = moved
-    near = nearest(values, centres.to(values.dtype))
-    return centres.to(values.dtype)[near.unique()].unique()
+    found = torch.unique(centres.to(values.dtype))
+    used: Tensor = found[torch.unique(nearest(values, found))]
+    return used
 
 
 def _worst(ordered: Tensor, h: Tensor, centres: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def rows_near(rows: Tensor, count: int, generator: torch.Generator, rounds: int 
 def _assigned(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centre of each row, and its squared distance."""
     found, distances = [], []
-    for some in rows.split(max(1, _CHUNK // len(centres))):
+    for some in torch.split(rows, max(1, _CHUNK // len(centres))):
         squared = (centres**2).sum(1) - 2 * some @ centres.T  # without the row's own square, the same for all
         least = squared.min(1)
         found.append(least.indices)

@@ -41,7 +41,7 @@ def hessians(graph: Graph, context: Context, names: Collection[str]) -> dict[str
         state.advance(state.place[node])
         weight = tensors[layer.weight].detach()
         source = node.args[layer.data]
-        total = hessian_of(node, [values[source] for values in state.values], weight)[0]  # type: ignore[index]
+        total = hessian_of(node, [values[source] for values in state.values], weight)[0]
         scale = float(total.diagonal().mean()) or 1.0
         found[layer.weight] = total / scale + _DAMPING * torch.eye(len(total), dtype=total.dtype)
     return found

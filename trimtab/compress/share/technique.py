@@ -194,7 +194,7 @@ def _rows(name: str, weight: Tensor, count: int, block: int, hessian: Tensor | N
     blocks = hessian.cpu().double().reshape(inputs // block, block, inputs // block, block)
     lower = torch.linalg.cholesky(torch.einsum("iaib->ab", blocks) * block / inputs)
     _, found = rows_near(rows @ lower, count, seeded)
-    used, found = found.unique(return_inverse=True)  # the mean of the rows is the mean in the metric too
+    used, found = torch.unique(found, return_inverse=True)  # the mean of the rows is the mean in the metric too
     sizes = torch.bincount(found, minlength=len(used))
     centres = rows.new_zeros(len(used), block).index_add_(0, found, rows) / sizes[:, None]
     return Book(centres.to(weight.dtype), found)
