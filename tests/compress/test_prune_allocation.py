@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from typing import Any
 
@@ -81,24 +82,30 @@ def _counted(graph: Graph, cost: str) -> int:
 
 @pytest.mark.parametrize("cost", ["macs", "params"])
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.7])
-def test_the_programme_is_exact(joined: tuple[Graph, Context], cost: Any, ratio: float) -> None:
+@pytest.mark.parametrize("score", ["lamp", "l2"])
+def test_the_programme_is_exact(joined: tuple[Graph, Context], cost: Any, ratio: float, score: Any) -> None:
     graph, context = joined
     free = [g for g in groups(graph) if g.reason is None]
     assert [g.size for g in free] == [4, 4, 4]
-    scores = unit_scores(graph, free, "l2", context, across=True)
-    descending = {name: torch.sort(s, descending=True).values for name, s in scores.items()}
-    keeps = {
-        g.name: [torch.sort(scores[g.name], descending=True).indices[:n].tolist() for n in (4, 3, 2, 1)] for g in free
-    }
+    scores = unit_scores(graph, free, score, context, across=True)
+    orders = {name: torch.sort(s, descending=True).indices.tolist() for name, s in scores.items()}
+    keeps = {name: [order[:n] for n in (4, 3, 2, 1)] for name, order in orders.items()}
+
+    def value(kept: dict[str, int]) -> float:
+        """The sum of the scores kept; of l2, which has no unit, the product of the shares kept."""
+        sums = {name: float(scores[name][orders[name][:n]].sum()) for name, n in kept.items()}
+        shares = [each / float(scores[name].sum()) for name, each in sums.items()]
+        return math.prod(shares) if score == "l2" else sum(sums.values())
+
     whole, factors = cost_factors(graph, free, keeps, cost)
     best = max(
-        sum(float(descending[name][: 4 - c].sum()) for name, c in chosen.items())
+        value({name: 4 - c for name, c in chosen.items()})
         for picked in itertools.product(range(4), repeat=3)
         if whole + cost_of(factors, chosen := dict(zip(keeps, picked, strict=True)), cost) <= (1 - ratio) * whole
     )
-    found = counts(graph, free, scores, ratio, wanted(graph, free, cost, 1, 0.0))
-    assert sum(float(descending[name][:n].sum()) for name, n in found.items()) == pytest.approx(best, abs=1e-9)
-    smaller = Prune(ratio=ratio, allocate=cost, multiple=1, floor=0.0).apply(graph, context)
+    found = counts(graph, free, scores, ratio, wanted(graph, free, cost, 1, 0.0, score == "lamp"))
+    assert value(found) == pytest.approx(best, rel=1e-9)
+    smaller = Prune(ratio=ratio, score=score, allocate=cost, multiple=1, floor=0.0).apply(graph, context)
     assert _counted(smaller, cost) <= (1 - ratio) * _counted(graph, cost)
 
 
@@ -109,7 +116,7 @@ def test_one_threshold_over_all_groups(joined: tuple[Graph, Context]) -> None:
         [9.0, 8.0, 7.0, 6.0], [0.1, 0.2, 5.0, 0.3], [0.4, 4.0, 0.5, 3.0])), strict=True))  # fmt: skip
 
     def kept(ratio: float, floor: float = 0.0, multiple: int = 1) -> list[int]:
-        return list(counts(graph, free, scores, ratio, wanted(graph, free, "global", multiple, floor)).values())
+        return list(counts(graph, free, scores, ratio, wanted(graph, free, "global", multiple, floor, True)).values())
 
     assert kept(5 / 12) == [4, 1, 2]
     assert kept(0.0) == [4, 4, 4]

@@ -22,6 +22,7 @@ ALLOCATES: tuple[str, ...] = get_args(Allocate)
 WIDTHS = 16
 """Widths of each group that an exact allocation weighs, evenly spread: those of two layers are weighed in pairs."""
 _SECONDS = 60.0
+_TINY = 1e-30
 _TOLERANCE = 2e-6
 """By which the solver may miss a bound of about 1."""
 
@@ -36,6 +37,7 @@ class Wanted:
         cost: the network's cost then; its units where `how` is `global`.
         multiple: kept widths are multiples of this many channels.
         floor: share of each group's units that stays, but for `uniform`.
+        comparable: scores of different groups are in one currency.
     """
 
     how: Allocate
@@ -43,15 +45,18 @@ class Wanted:
     cost: float
     multiple: int
     floor: float
+    comparable: bool
 
 
-def wanted(graph: Graph, groups: Sequence[Group], how: Allocate, multiple: int, floor: float) -> Wanted:
+def wanted(
+    graph: Graph, groups: Sequence[Group], how: Allocate, multiple: int, floor: float, comparable: bool
+) -> Wanted:
     """The measure that ratios are shares of, from the network before the first cut."""
     sizes = {g.name: g.size for g in groups}
     cost = float(sum(sizes.values()))
     if how in ("macs", "params"):
         cost, _ = cost_factors(graph, groups, {g.name: [range(g.size)] for g in groups}, how)
-    return Wanted(how, sizes, cost, multiple, floor)
+    return Wanted(how, sizes, cost, multiple, floor, comparable)
 
 
 def counts(
@@ -124,14 +129,21 @@ def _exact(
     want: Wanted,
     cost: CostName,
 ) -> dict[str, int]:
-    """The widths that keep the most score at no more than a share of the original's cost, by integer programme."""
+    """The widths that keep the most score at no more than a share of the original's cost, by integer programme.
+
+    The most is the largest sum of the scores kept; where those of different groups are not comparable, the
+    largest product over groups of the share of its scores that a group keeps: no layer pays for all others.
+    """
     choices = {g.name: _spread(_above(g, want))[::-1] for g in groups}
     keeps = {name: [best(scores[name], n) for n in each] for name, each in choices.items()}
     whole, factors = cost_factors(graph, groups, keeps, cost)
     bound = (1 - ratio) * want.cost
     scaled = [type(f)(f.sites, {cost: f.costs[cost] / want.cost}) for f in factors]
-    everything = max(sum(float(s.sum()) for s in scores.values()), 1e-30)
-    sites = [Site(g.name, tuple(_gone(scores[g.name], n) / everything for n in choices[g.name])) for g in groups]
+    everything = max(sum(float(scores[g.name].sum()) for g in groups), _TINY)
+    sites = [
+        Site(g.name, tuple(_lost(scores[g.name], n, everything, want.comparable) for n in choices[g.name]))
+        for g in groups
+    ]
     least = {name: len(each) - 1 for name, each in choices.items()}
     if whole + total(factors, least, cost) > bound:
         _refuse(ratio, 1 - (whole + total(factors, least, cost)) / want.cost, want)
@@ -142,13 +154,19 @@ def _exact(
             return {name: choices[name][choice] for name, choice in found.items()}
     raise InputError(
         "Prune: allocate",
-        got=f"no widths to {cost} found in {len(scaled)} factors",
+        got=f"no widths to a share of {cost} found in {_SECONDS:g} s",
         do="Raise multiple, or use allocate='global'.",
     )
 
 
-def _gone(scores: Tensor, count: int) -> float:
-    return float(torch.sort(scores).values[: len(scores) - count].sum())
+def _lost(scores: Tensor, count: int, everything: float, comparable: bool) -> float:
+    """What is lost with all but the best units of a group: a share of all scores, or minus the log of what stays."""
+    ordered = torch.sort(scores).values
+    gone = float(ordered[: len(scores) - count].sum())
+    if comparable:
+        return gone / everything
+    whole = max(float(ordered.sum()), _TINY)
+    return -math.log(max(1 - gone / whole, _TINY))
 
 
 def best(scores: Tensor, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from trimtab.compress.prune.before import Before, before_of
 from trimtab.compress.prune.places import readings
 from trimtab.compress.prune.rules import silent
 from trimtab.compress.prune.schedule import SCHEDULES, Schedule, shares
-from trimtab.compress.prune.scores import SCORES, ScoreName, unit_scores
+from trimtab.compress.prune.scores import COMPARABLE, SCORES, ScoreName, unit_scores
 from trimtab.compress.recover import Distil
 from trimtab.compress.settings import made
 from trimtab.compress.technique import Technique
@@ -42,7 +42,8 @@ class Prune:
         fixed: names of layers to leave whole beside the task's `keep`: exact, a prefix, or a pattern.
         allocate: `uniform`: the same share of each group; `global`: the units below one threshold, whichever
             their group; `macs` or `params`: the widths that keep the most score at `1 - ratio` of the network's
-            multiply-accumulates or parameters, exactly, among at most 16 widths of each group.
+            multiply-accumulates or parameters, exactly, among at most 16 widths of each group (the largest sum of
+            scores; the largest product of the groups' kept shares for `l1`, `l2` and `fpgm`, which have no unit).
         floor: share of each group's units that stays in any case, but for `uniform`.
         schedule: `once`; `iterative`: the same share of what is left in each round; `cubic` (Zhu & Gupta).
         rounds: of a schedule; scores are taken anew in each.
@@ -191,7 +192,7 @@ class Prune:
 
     def _wanted(self, graph: Graph, context: Context) -> Wanted:
         free = [g for g in self._groups(graph, context) if len(widths(g, self.multiple)) > 1]
-        return wanted(graph, free, self.allocate, self.multiple, self.floor)
+        return wanted(graph, free, self.allocate, self.multiple, self.floor, self.score in COMPARABLE)
 
     def _groups(self, graph: Graph, context: Context) -> list[Group]:
         return [g for g in groups(graph, (*context.task.keep, *self.fixed)) if g.reason is None]
