@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trimtab.pipeline.load import load, load_task
     from trimtab.pipeline.verify import verify
     from trimtab.profile.profile import Profile
+    from trimtab.run.trim_file import read_trim, write_trim
 
 _LATER = {
     "Arrays": "trimtab.core.task",
@@ -58,7 +59,9 @@ _LATER = {
     "load_task": "trimtab.pipeline.load",
     "mean_squared_error": "trimtab.core.task",
     "perplexity": "trimtab.core.task",
+    "read_trim": "trimtab.run.trim_file",
     "verify": "trimtab.pipeline.verify",
+    "write_trim": "trimtab.run.trim_file",
 }
 
 __all__ = [
@@ -89,7 +92,9 @@ __all__ = [
     "mean_squared_error",
     "perplexity",
     "profile",
+    "read_trim",
     "verify",
+    "write_trim",
 ]
 
 
