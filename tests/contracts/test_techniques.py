@@ -53,7 +53,7 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     ),
     "Gates": (
         {"train": {"steps": 2, "precision": "fp32", "channels_last": False}},
-        {"what": "channels", "rate": 0.5, "train": {"steps": 2, "precision": "fp32", "channels_last": False}},
+        {"at": ["block.conv"], "rate": 0.5, "hidden": 4, "train": {"steps": 0}},
     ),
     "Prune": (
         {"ratio": 0.5, "multiple": 2},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,8 +26,9 @@ from trimtab.train.data import checked
 aten = torch.ops.aten
 NAME = "experts"
 """What the parameters of mixtures begin with."""
-_ACTIVATIONS = {
-    **dict.fromkeys((aten.relu.default, aten.relu_.default), "relu"),
+_ACTIVATIONS: Mapping[Any, Literal["relu", "gelu", "silu"]] = {
+    aten.relu.default: "relu",
+    aten.relu_.default: "relu",
     aten.gelu.default: "gelu",
     aten.silu.default: "silu",
 }
@@ -137,7 +138,7 @@ class Experts:
         x, h = _seen(graph, source.name, each.hidden, context)
         if self.split == "activity" and h is None:
             raise InputError("Experts: split activity: no data", do="Give calibrate= or train= to the Task.")
-        w1, w2 = (graph.tensors()[str(node.args[1].target)].detach() for node in (first, second))  # type: ignore[union-attr]
+        w1, w2 = (_held(graph, node.args[1]) for node in (first, second))
         b1, b2 = _bias(graph, first), _bias(graph, second)
         rows = w1 if self.split == "weights" or h is None else h.T
         groups = balanced(rows, self.experts, context.seed)
@@ -164,18 +165,22 @@ def feed_forward(graph: Graph) -> tuple[FeedForward, ...]:
             continue
         if kind == "gelu" and argument(before, 1, "approximate", "none") != "none":
             continue
-        own = [n.args[1] for n in (first, second)]
-        if any(getattr(w, "op", "") != "get_attr" or len(w.users) != 1 for w in own):  # type: ignore[union-attr]
+        own: list[Any] = [n.args[1] for n in (first, second)]
+        if any(getattr(w, "op", "") != "get_attr" or len(w.users) != 1 for w in own):
             continue
-        name = str(own[0].target).removesuffix(".weight")  # type: ignore[union-attr]
+        name = str(own[0].target).removesuffix(".weight")
         steps = len(shape(first)) > 2
-        found.append(FeedForward(name, first.name, before.name, second.name, kind, shape(first)[-1], steps))  # type: ignore[arg-type]
+        found.append(FeedForward(name, first.name, before.name, second.name, kind, shape(first)[-1], steps))
     return tuple(found)
 
 
 def _bias(graph: Graph, node: Node) -> Tensor | None:
     held = argument(node, 2, "bias")
-    return None if held is None else graph.tensors()[str(held.target)].detach()
+    return None if held is None else _held(graph, held)
+
+
+def _held(graph: Graph, node: Any) -> Tensor:
+    return graph.tensors()[str(node.target)].detach()
 
 
 @torch.no_grad()

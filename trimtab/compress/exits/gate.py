@@ -197,7 +197,8 @@ def _form(
         part = Learning(fresh[place.name], whole)
         graph = spliced(graph, part, [place.source, place.gated], place.gated, _prefix(place))
         products = [n for n in graph.nodes(aten.mul.Tensor) if n.name not in before]
-        gates.insert(0, products[-1].args[0].name)  # type: ignore[union-attr]
+        answer: Any = products[-1].args[0]
+        gates.insert(0, answer.name)
     return graph, tuple(gates)
 
 

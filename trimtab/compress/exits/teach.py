@@ -133,7 +133,8 @@ def _form(graph: Graph, links: Sequence[Link], heads: Mapping[str, Head]) -> tup
     nodes: dict[str, Node] = {n.name: n for n in form.net.graph.nodes}
     form.net.graph.output_node().args = ((nodes[classes(graph)[0].name],),)
     form.net.recompile()
-    return form, tuple(n.args[1].name for n in reversed(chosen))  # type: ignore[union-attr]
+    logits: list[Any] = [n.args[1] for n in reversed(chosen)]
+    return form, tuple(n.name for n in logits)
 
 
 def _freeze(form: Graph, base: Graph) -> None:

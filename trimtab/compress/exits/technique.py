@@ -206,7 +206,7 @@ def _divided(head: Head, degree: float) -> Head:
     fresh = copy.deepcopy(head)
     with torch.no_grad():
         for parameter in fresh.linear.parameters():
-            parameter /= degree
+            parameter.div_(degree)
     return fresh
 
 
