@@ -165,7 +165,7 @@ def panel(network: str, x: int, y: int) -> Iterator[str]:
     yield f'<rect x="{x}" y="{y}" width="{WIDE}" height="{HIGH}" fill="none" stroke="#afb8c1"/>'
     yield f'<text class="name" x="{x}" y="{y - 8}">{SHOWN[network]}</text>'
     yield f'<text x="{x + WIDE - 88}" y="{y + HIGH + 32}">times smaller</text>'
-    yield f'<text x="{x - 40}" y="{y + 12}" transform="rotate(-90 {x - 34} {y + 76})">times faster</text>'
+    yield f'<text transform="translate({x - 34} {y + 76}) rotate(-90)">times faster</text>'
     for value in (1, 2, 5, 10, 20, 50, 100):
         across, up = place(value, 1.0, x, y)[0], place(1.0, value, x, y)[1]
         yield f'<text x="{across - 6:.0f}" y="{y + HIGH + 16}">{value}</text>'
