@@ -106,7 +106,7 @@ CHOICES = {
     "wide": [
         {"stem": "separable"},
         {"five": "stacked", "seven": "strips", "last": "grouped"},
-        {"five": "identity", "conv1": "bottleneck"},
+        {"five": "identity", "seven": "separable", "conv1": "bottleneck"},
         {"five": "bottleneck", "seven": "separable", "last": "separable", "hidden": "narrow"},
     ],
     "sequence": [

@@ -85,8 +85,14 @@ def library(
 
 
 def swapped(graph: Graph, alternatives: Sequence[Alternative]) -> Graph:
-    """The graph with alternatives in the place of their sites; their parameters are `<site>.swapped.<theirs>`."""
-    for each in alternatives:
+    """The graph with alternatives in the place of their sites; their parameters are `<site>.swapped.<theirs>`.
+
+    Args:
+        graph: the network.
+        alternatives: in graph order.
+    """
+    # from the end: what a site reads is still there under its name
+    for each in reversed(alternatives):
         end = each.site.gives(each.kind)
         module = each.module
         if each.kind == "identity" and _written(graph, end):
