@@ -92,9 +92,10 @@ def test_the_programme_is_exact(joined: tuple[Graph, Context], cost: Any, ratio:
     keeps = {name: [order[:n] for n in (4, 3, 2, 1)] for name, order in orders.items()}
 
     def value(kept: dict[str, int]) -> float:
-        """The sum of the scores kept; of l2, which has no unit, the product of the shares kept."""
+        """The sum of the scores kept; of l2, which has no unit, the product of the shares kept of each weight."""
         sums = {name: float(scores[name][orders[name][:n]].sum()) for name, n in kept.items()}
-        shares = [each / float(scores[name].sum()) for name, each in sums.items()]
+        weights = {"a.weight:0": 3, "b.weight:0": 2, "c.weight:0": 3}  # a, b, c; b, c; c, d, linear
+        shares = [(each / float(scores[name].sum())) ** weights[name] for name, each in sums.items()]
         return math.prod(shares) if score == "l2" else sum(sums.values())
 
     whole, factors = cost_factors(graph, free, keeps, cost)

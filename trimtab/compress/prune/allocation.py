@@ -132,7 +132,9 @@ def _exact(
     """The widths that keep the most score at no more than a share of the original's cost, by integer programme.
 
     The most is the largest sum of the scores kept; where those of different groups are not comparable, the
-    largest product over groups of the share of its scores that a group keeps: no layer pays for all others.
+    largest product of the kept shares over all weights that the groups reach: no layer pays for all others, and
+    a residual stream, which many layers write and read, counts as often. Of what is found in a minute, where no
+    solution is proved the best by then.
     """
     choices = {g.name: _spread(_above(g, want))[::-1] for g in groups}
     keeps = {name: [best(scores[name], n) for n in each] for name, each in choices.items()}
@@ -140,10 +142,13 @@ def _exact(
     bound = (1 - ratio) * want.cost
     scaled = [type(f)(f.sites, {cost: f.costs[cost] / want.cost}) for f in factors]
     everything = max(sum(float(scores[g.name].sum()) for g in groups), _TINY)
-    sites = [
-        Site(g.name, tuple(_lost(scores[g.name], n, everything, want.comparable) for n in choices[g.name]))
-        for g in groups
-    ]
+    parameters = dict(graph.net.named_parameters())
+    sites = []
+    for group in groups:
+        weights = sum(m.parameter in parameters and parameters[m.parameter].ndim > 1 for m in group.members)
+        scale = 1 / everything if want.comparable else float(weights)
+        lost = (_lost(scores[group.name], n, want.comparable) for n in choices[group.name])
+        sites.append(Site(group.name, tuple(scale * each for each in lost)))
     least = {name: len(each) - 1 for name, each in choices.items()}
     if whole + total(factors, least, cost) > bound:
         _refuse(ratio, 1 - (whole + total(factors, least, cost)) / want.cost, want)
@@ -159,14 +164,11 @@ def _exact(
     )
 
 
-def _lost(scores: Tensor, count: int, everything: float, comparable: bool) -> float:
-    """What is lost with all but the best units of a group: a share of all scores, or minus the log of what stays."""
+def _lost(scores: Tensor, count: int, comparable: bool) -> float:
+    """What is lost with all but the best units of a group: the sum of their scores, or minus the log of what stays."""
     ordered = torch.sort(scores).values
     gone = float(ordered[: len(scores) - count].sum())
-    if comparable:
-        return gone / everything
-    whole = max(float(ordered.sum()), _TINY)
-    return -math.log(max(1 - gone / whole, _TINY))
+    return gone if comparable else -math.log(max(1 - gone / max(float(ordered.sum()), _TINY), _TINY))
 
 
 def best(scores: Tensor, count: int) -> list[int]:

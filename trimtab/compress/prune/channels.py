@@ -43,7 +43,7 @@ class Prune:
         allocate: `uniform`: the same share of each group; `global`: the units below one threshold, whichever
             their group; `macs` or `params`: the widths that keep the most score at `1 - ratio` of the network's
             multiply-accumulates or parameters, exactly, among at most 16 widths of each group (the largest sum of
-            scores; the largest product of the groups' kept shares for `l1`, `l2` and `fpgm`, which have no unit).
+            scores; the largest product of the weights' kept shares for `l1`, `l2` and `fpgm`, which have no unit).
         floor: share of each group's units that stays in any case, but for `uniform`.
         schedule: `once`; `iterative`: the same share of what is left in each round; `cubic` (Zhu & Gupta).
         rounds: of a schedule; scores are taken anew in each.
