@@ -120,7 +120,8 @@ def row(name: str, precision: str, folder: Path) -> dict[str, Any]:
     control = (report["control"] or {}).get("metrics", {}).get("score")
     original = report["baseline"]["metrics"]["score"]["value"]
     reference = max(original, control["value"]) if control else original
-    steps = [s for s in chosen["plan"]["steps"] if s["technique"] == "Swap"]
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    steps = [s for s in plan["steps"] if s["technique"] == "Swap"]
     return {
         "name": name,
         "precision": precision,
