@@ -83,6 +83,18 @@ def test_at_full_rank_the_network_computes_what_it_did(method: str, aware: bool,
     assert "grouped.weight" in names
 
 
+@pytest.mark.parametrize("names", ["012", "210"])
+def test_layers_in_a_row_are_all_replaced(names: str) -> None:
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 8), nn.Linear(8, 6)).eval(), torch.randn(4, 12)
+    graph = capture(model, x[:2])
+    full = {"0": 10, "1": 8, "2": 6}
+    made = Factorise(ranks={n: full[n] for n in names}).apply(graph, Context(Task(model, x[:2])))
+    assert not any(f"{n}.weight" in made.tensors() for n in names)
+    with torch.no_grad():
+        close(made(x), graph(x), 1e-5)
+
+
 def test_layers_that_stay_whole_are_noted(mixed: tuple[Graph, Context]) -> None:
     notes = " ".join(Factorise(ranks={"wide": 8}).apply(*mixed).notes)
     assert "leaves grouped whole: a grouped convolution" in notes

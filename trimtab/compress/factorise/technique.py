@@ -219,7 +219,9 @@ def low_rank(
         seen = outputs_of(graph, [layer for layer, _ in layers.values()], inputs)
     refits = refitted(graph, method, layers, inputs) if method != "svd" and inputs is not None else {}
     result = graph
-    for name, (layer, ranks) in layers.items():
+    places = {node.name: place for place, node in enumerate(graph.nodes())}
+    # from the end, so that each finds the node that it reads, which may itself be replaced
+    for name, (layer, ranks) in sorted(layers.items(), key=lambda item: -places[item[1][0].node]):
         weight, bias = layer.matrix(tensors), layer.offset(tensors) if layer.bias is not None else None
         if name in refits:
             factors, bias = refits[name]
