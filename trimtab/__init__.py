@@ -25,12 +25,20 @@ from trimtab.core.plan import Plan
 from trimtab.core.target import Target, parse
 
 if TYPE_CHECKING:
+    from trimtab.compress.exits.experts import Experts
+    from trimtab.compress.exits.gate import Gates
+    from trimtab.compress.exits.technique import Exits
+    from trimtab.compress.factorise.technique import Factorise
     from trimtab.compress.prune.blocks import RemoveBlocks
     from trimtab.compress.prune.channels import Prune
     from trimtab.compress.quantise.equalise import Equalise
     from trimtab.compress.quantise.smooth import Smooth
     from trimtab.compress.quantise.technique import Quantise
     from trimtab.compress.recover import Distil, Recalibrate
+    from trimtab.compress.share.technique import Share
+    from trimtab.compress.share.tie import Tie
+    from trimtab.compress.sparsify.technique import Sparsify
+    from trimtab.compress.swap.technique import Swap
     from trimtab.compress.technique import Technique
     from trimtab.core.context import Progress
     from trimtab.core.task import Arrays, Score, Task, accuracy, mean_squared_error, perplexity
@@ -45,14 +53,22 @@ _LATER = {
     "Arrays": "trimtab.core.task",
     "Distil": "trimtab.compress",
     "Equalise": "trimtab.compress",
+    "Exits": "trimtab.compress",
+    "Experts": "trimtab.compress",
+    "Factorise": "trimtab.compress",
+    "Gates": "trimtab.compress",
     "Prune": "trimtab.compress",
     "Quantise": "trimtab.compress",
     "Recalibrate": "trimtab.compress",
     "RemoveBlocks": "trimtab.compress",
     "Result": "trimtab.pipeline.fit",
     "Score": "trimtab.core.task",
+    "Share": "trimtab.compress",
     "Smooth": "trimtab.compress",
+    "Sparsify": "trimtab.compress",
+    "Swap": "trimtab.compress",
     "Task": "trimtab.core.task",
+    "Tie": "trimtab.compress",
     "accuracy": "trimtab.core.task",
     "capture": "trimtab.graph.capture",
     "load": "trimtab.pipeline.load",
@@ -68,6 +84,10 @@ __all__ = [
     "Arrays",
     "Distil",
     "Equalise",
+    "Exits",
+    "Experts",
+    "Factorise",
+    "Gates",
     "Goal",
     "Metric",
     "Plan",
@@ -77,9 +97,13 @@ __all__ = [
     "RemoveBlocks",
     "Result",
     "Score",
+    "Share",
     "Smooth",
+    "Sparsify",
+    "Swap",
     "Target",
     "Task",
+    "Tie",
     "TrimtabError",
     "__version__",
     "accuracy",

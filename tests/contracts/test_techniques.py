@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import trimtab
 from trimtab import compress
 from trimtab.compress.plan import apply_plan, step_of, technique_of
 from trimtab.compress.technique import Technique
@@ -163,6 +164,11 @@ def made(name: str, settings: Mapping[str, Any]) -> Technique:
 
 def test_there_are_techniques() -> None:
     assert compress.__all__
+
+
+def test_all_are_at_the_top_of_the_package() -> None:
+    assert set(compress.__all__) <= set(trimtab.__all__)
+    assert all(getattr(trimtab, name) is getattr(compress, name) for name in compress.__all__)
 
 
 @pytest.mark.parametrize("name", compress.__all__)
