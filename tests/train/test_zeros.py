@@ -58,6 +58,19 @@ def test_only_sparse_weights_are_held():
     assert not is_sparse(torch.ones(4, 4), 0.0)
 
 
+def test_a_share_is_reached_whatever_its_division_rounds_to():
+    for n in range(2, 200):
+        one = torch.ones(n)
+        one[0] = 0.0
+        assert is_sparse(one, 0.0)
+        assert is_sparse(one, 1 / n)
+        fifth = torch.ones(5 * n)
+        fifth[:n] = 0.0
+        assert is_sparse(fifth)
+        fifth[0] = 1.0
+        assert not is_sparse(fifth)
+
+
 def test_distillation_holds_zeros_by_itself():
     graph, context = sparse()
     trained = Distil(steps=3, precision="fp32", channels_last=False, ema=0.9).apply(graph, context)

@@ -71,7 +71,8 @@ def share(weight: Tensor) -> float:
 
 def is_sparse(weight: Tensor, least: float = SPARSE) -> bool:
     """Whether at least that share of a weight, and some of it, is exactly zero."""
-    return share(weight) >= max(least, 1 / max(weight.numel(), 1))
+    zeros = weight.numel() - int(torch.count_nonzero(weight))
+    return zeros >= max(least * weight.numel() * (1 - 1e-9), 1)  # shares of whole numbers round
 
 
 def has_sparse(graph: Graph) -> bool:
