@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.compress.factorise.aware import Moments
 from trimtab.compress.factorise.build import chained
 from trimtab.compress.factorise.ranks import by_energy, by_share, choices, rounded, spectra
 from trimtab.compress.factorise.shapes import consistent, divided, limits, macs, misfit, modes, parts
@@ -143,6 +144,7 @@ def test_sides_and_limits_by_hand() -> None:
     assert divided(24) == (2, 3, 4)
     assert divided(7) == (1, 1, 7)
     assert divided(512) == (8, 8, 8)
+    assert divided(10**9) == (1000, 1000, 1000)  # looks no further than the root
     assert modes(LINEAR) == (4, 9, 20)
     assert limits("svd", CONV) == (8,)
     assert limits("spatial", CONV) == (18,)
@@ -217,3 +219,12 @@ def test_ranks_are_multiples_and_fewer_and_fewer() -> None:
     assert all(macs("svd", wide, r) < wide.macs for r in found)
     assert rounded((13, 60), (40, 62), 8) == (16, 62)
     assert by_share("svd", Layer(2, 2, spatial=(1,)), 0.5, 8) is None
+
+
+def test_a_covariance_beside_a_large_mean() -> None:
+    rows = 1000 + 0.1 * torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
+    seen = Moments()
+    for part in rows.split(100):
+        seen.add(part)
+    expected = torch.cov(rows.double().T, correction=0)
+    torch.testing.assert_close(seen.covariance, expected, rtol=0, atol=1e-6)

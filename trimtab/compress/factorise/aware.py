@@ -35,9 +35,10 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """More rows, [L, n]."""
+        rows = rows.double()  # squares of a large mean would leave nothing of a small variance
         self.count += len(rows)
-        self.first = self.first + rows.sum(0).double()
-        self.second = self.second + (rows.T @ rows).double()
+        self.first = self.first + rows.sum(0)
+        self.second = self.second + rows.T @ rows
 
     @property
     def mean(self) -> Tensor:

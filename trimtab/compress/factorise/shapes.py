@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -94,9 +95,11 @@ def modes(shape: Layer) -> tuple[int, ...]:
     return tuple(m * n for m, n in zip(divided(shape.outputs), divided(shape.inputs), strict=True))
 
 
+@functools.cache
 def divided(n: int) -> tuple[int, int, int]:
     """Three factors of a number, as near to each other as they come, least first."""
-    pairs = [(a, b, n // a // b) for a in range(1, n + 1) if a**3 <= n and n % a == 0 for b in _divisors(n // a, a)]
+    least = [a for a in range(1, round(n ** (1 / 3)) + 2) if a**3 <= n and n % a == 0]
+    pairs = [(a, b, n // a // b) for a in least for b in _divisors(n // a, a)]
     return min(pairs, key=lambda p: p[2] - p[0])
 
 
