@@ -12,10 +12,10 @@ from torch import Tensor
 
 from trimtab.core.errors import FileError
 from trimtab.graph.bits import numbers_in, packed_bytes, stream
-from trimtab.graph.shared import LARGEST, Codebook, codebook_of
+from trimtab.graph.shared import BLOCKS, LARGEST, Codebook, codebook_of
 
-_LONGEST = 1 << 20
-"""Values of a codebook's entry, at most."""
+_MOST = 1 << 31
+"""Values of a tensor at most; an index of one bit stands for up to 32 of them, so that a small file may claim many."""
 
 
 def packed_shared(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -70,7 +70,7 @@ def _said(name: str, said: dict[str, Any], path: Path) -> tuple[int, int, tuple[
     entries, block, shape = (said.get(key) for key in ("codebook", "block", "shape"))
     sizes = tuple(n for n in shape if type(n) is int and 0 <= n < 2**31) if isinstance(shape, list) else ()
     if isinstance(shape, list) and len(sizes) == len(shape) and type(entries) is int and type(block) is int:
-        fits = 1 <= entries <= LARGEST and 1 <= block <= _LONGEST
+        fits = 1 <= entries <= LARGEST and 1 <= block <= max(BLOCKS) and math.prod(sizes) <= _MOST
         if fits and math.prod(sizes) % block == 0:
             return entries, block, sizes
     raise _wrong(name, path, str(said)[:80], f"a codebook of 1 to {LARGEST} entries, its block, and a shape")
