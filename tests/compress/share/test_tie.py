@@ -80,6 +80,18 @@ def test_training_goes_on_with_one_weight(setting: tuple[Graph, Context]) -> Non
     assert not torch.equal(still, moved)
 
 
+@pytest.mark.parametrize("settings", [{"count": 1}, {"groups": (("blocks.0", "blocks.1"),)}])
+def test_a_resolved_plan_settles_how_it_trains(settings: dict, setting: tuple[Graph, Context]) -> None:
+    asked = {"steps": 3, "precision": "fp32"}
+    resolved = Tie(**settings, train=asked).resolve(*setting)
+    assert resolved.train is not None
+    assert resolved.train == {**asked, "channels_last": resolved.train["channels_last"]}
+    assert isinstance(resolved.train["channels_last"], bool)
+    assert resolved.groups
+    assert resolved.count is None
+    assert resolved.resolve(*setting) == resolved
+
+
 def test_tying_again_keeps_the_earlier_names(setting: tuple[Graph, Context]) -> None:
     graph, context = setting
     once = Tie(groups=(("blocks.1", "blocks.2"),)).apply(graph, context)

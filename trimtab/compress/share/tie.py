@@ -57,19 +57,29 @@ class Tie:
     def apply(self, graph: Graph, context: Context) -> Graph:
         """The graph with tied weights, trained where `train` says so."""
         training: Distil | None = None if self.train is None else made(Distil, self.train)
-        tied = _tied(graph, self.resolve(graph, context).groups or ())
+        tied = _tied(graph, self._chosen(graph, context))
         return tied if training is None else training.apply(tied, context)
 
     def resolve(self, graph: Graph, context: Context) -> Tie:
-        """The same with names in place of `count`."""
+        """The same with names in place of `count`, and the precision and memory layout of its training settled."""
+        named = replace(self, groups=self._chosen(graph, context), count=None)
+        if self.train is None:
+            return named
+        training: Distil = made(Distil, self.train)
+        settled = training.resolve(_tied(graph, named.groups or ()), context)
+        found = {"precision": settled.precision, "channels_last": settled.channels_last}
+        return replace(named, train={**self.train, **found})
+
+    def _chosen(self, graph: Graph, context: Context) -> tuple[Names, ...]:
+        """The groups, those of `count` among them."""
         if (self.groups is None) == (self.count is None):
             raise InputError("Tie", got="both groups and count" if self.groups else "neither", expected="one of them")
-        if self.count is None:
-            return self
+        if self.groups is not None:
+            return self.groups
         pairs = _pairs(graph, (*context.task.keep, *self.skip))
-        if not 1 <= self.count <= len(pairs):
+        if self.count is None or not 1 <= self.count <= len(pairs):
             raise InputError("Tie: count", got=self.count, expected=f"1 to {len(pairs)}, the pairs of equal shape")
-        return replace(self, groups=tuple(pairs[: self.count]), count=None)
+        return tuple(pairs[: self.count])
 
 
 def _pairs(graph: Graph, skip: Sequence[str]) -> list[Names]:
