@@ -151,6 +151,9 @@ def test_centroids_are_rounded_to_what_takes_half_of_the_bytes(setting: tuple[Gr
         ({"bits": 2, "layers": {"fc1": {"bit": 3}}}, "layers: fc1: got 'bit', expected only bits"),
         ({"bits": 2, "layers": {"fc1": {"bits": "3"}}}, "expected a whole number"),
         ({"bits": 2, "method": "product", "block": 7}, "a part of its"),
+        ({"bits": 2, "method": "product", "block": 0}, "got 0, expected a part of its"),
+        ({"bits": 2, "method": "product", "layers": {"conv": {"block": 0}}}, "conv.weight: got 0"),
+        ({"bits": 3, "per": "row"}, "per: got 'row', expected one of tensor, channel, group"),
         ({"bits": 2, "method": "product", "init": "density"}, "product quantisation draws"),
         ({"bits": 2, "per": "group"}, "group"),
         ({"bits": 2, "biases": 0}, "biases: got 0"),
@@ -201,3 +204,17 @@ def test_a_description_that_does_not_fit_is_refused(harm: dict[str, Any]) -> Non
         unpacked_tensors(tensors, {"w": packed["w"] | harm}, Path("f"))
     with pytest.raises(FileError, match="no tensor"):
         unpacked_tensors({"w": tensors["w"]}, packed, Path("f"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "shape"),
+    [((2, 1 << 19), [1 << 15, 1 << 19]), ((2, 33), [1 << 10, 33]), ((2, 32), [1 << 27, 32])],
+)
+def test_a_codebook_that_claims_more_than_memory_is_refused_before_any_is_taken(
+    entry: tuple[int, int], shape: list[int]
+) -> None:
+    said = {"codebook": entry[0], "block": entry[1], "shape": shape}
+    tensors = {"w": torch.zeros(0, dtype=torch.uint8), "w/codebook": torch.zeros(entry)}
+    with pytest.raises(FileError, match="a codebook of 1 to 256 entries") as caught:
+        unpacked_tensors(tensors, {"w": said}, Path("f"))
+    assert "\n" not in str(caught.value)

@@ -24,6 +24,7 @@ from trimtab.train.zeros import is_sparse
 
 _BITS = (2, 3, 4, 5, 6, 8)
 """Widths of an index that a search chooses from."""
+_PER = ("tensor", "channel", "group")
 _ROW = 4
 """Weights in a row of product quantisation, where `block` is not given."""
 
@@ -107,6 +108,8 @@ class Share:
             raise InputError("Share: init", got=repr(self.init), expected="none: product quantisation draws its rows")
         if self.init not in STARTS:
             raise InputError("Share: init", got=repr(self.init), expected=f"one of {', '.join(STARTS)}")
+        if self.per not in _PER:
+            raise InputError("Share: per", got=repr(self.per), expected=f"one of {', '.join(_PER)}")
         if self.biases is not None and not 1 <= self.biases <= 8:
             raise InputError("Share: biases", got=self.biases, expected="1 to 8 bits")
         _clusters({"bits": self.bits, "clusters": self.clusters}, "Share")
@@ -124,7 +127,8 @@ class Share:
             weight = graph.tensors()[name].detach()
             count = _clusters(said, f"Share: {name}")
             if self.method == "product" and weight.ndim > 1:
-                books[name] = _rows(name, weight, count, said["block"] or _ROW, moments.get(name), seeded)
+                block = _ROW if said["block"] is None else said["block"]
+                books[name] = _rows(name, weight, count, block, moments.get(name), seeded)
             else:
                 groups = _groups(name, weight, said)
                 books[name] = _single(weight, count, groups, self.init, moments.get(name), seeded)
