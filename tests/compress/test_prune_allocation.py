@@ -169,3 +169,17 @@ def test_widths_of_wide_layers_are_thinned() -> None:
     ladder = [round(i * 99 / 15) + 1 for i in range(16)]  # of 1 to 100
     # 6 n + 2 parameters at n hidden units of 602: half is n <= 49.8
     assert kept == {"0.weight:0": max(n for n in ladder if 6 * n + 2 <= 301)}
+
+
+@pytest.mark.parametrize("allocate", ["uniform", "global", "macs", "params"])
+def test_where_no_group_has_two_widths_nothing_is_removed(allocate: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3)
+    graph, context = capture(model, x), Context(Task(model, x))
+    found = Prune(ratio=0.0, allocate=allocate, multiple=8).resolve(graph, context)
+    assert isinstance(found, Prune)
+    assert found.keep == {}
+    with pytest.raises(InputError, match="nothing to remove: got every width rounds to itself at multiple=8"):
+        Prune(ratio=0.5, allocate=allocate, multiple=8).resolve(graph, context)
+    # groups of one unit, which a schedule has cut to that: they are none any more
+    want = wanted(graph, [g for g in groups(graph) if g.reason is None], allocate, 1, 0.0, True)
+    assert counts(graph, [], {}, 0.0, want) == {}

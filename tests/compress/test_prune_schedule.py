@@ -74,8 +74,9 @@ def test_scores_are_taken_anew_in_each_round(setting: tuple[Graph, Context]) -> 
     assert bare[1].keep != found[2].keep  # type: ignore[attr-defined]
 
 
-def test_rounds_that_change_no_width_are_left_out(setting: tuple[Graph, Context]) -> None:
-    found = resolved(Prune(ratio=0.5, multiple=8, schedule="cubic", rounds=3, train=TRAIN), *setting)
+@pytest.mark.parametrize("score", ["l2", "taylor_gate"])
+def test_rounds_that_change_no_width_are_left_out(score: Any, setting: tuple[Graph, Context]) -> None:
+    found = resolved(Prune(ratio=0.5, score=score, multiple=8, schedule="cubic", rounds=3, train=TRAIN), *setting)
     assert [type(s).__name__ for s in found] == ["Prune", "Distil"]  # 0.35, 0.48 and 0.5 of 16: 8, 8 and 8 units
 
 

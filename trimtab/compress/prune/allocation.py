@@ -74,6 +74,8 @@ def counts(
     Raises:
         InputError: the ratio would empty a layer, or cannot be reached.
     """
+    if not want.sizes:
+        return {}  # no group had two widths: nothing can go, whatever the ratio
     if want.how == "uniform":
         return {g.name: _uniform(g, ratio, want) for g in groups}
     if want.how == "global":
@@ -102,6 +104,8 @@ def _global(groups: Sequence[Group], scores: Mapping[str, Tensor], ratio: float,
     least, target = sum(c[0] for c in choices.values()), (1 - ratio) * want.cost - single
     if least > target + 0.5:
         _refuse(ratio, 1 - (least + single) / want.cost, want)
+    if not groups:
+        return {}
     ordered = {name: np.sort(scores[name].numpy()) for name in choices}
 
     def left(threshold: float) -> dict[str, int]:
@@ -152,6 +156,8 @@ def _exact(
     least = {name: len(each) - 1 for name, each in choices.items()}
     if whole + total(factors, least, cost) > bound:
         _refuse(ratio, 1 - (whole + total(factors, least, cost)) / want.cost, want)
+    if not groups:
+        return {}
     for slack in (0.0, _TOLERANCE, 10 * _TOLERANCE):
         limit: dict[str, float] = {cost: (bound - whole) / want.cost - slack}
         found = allocate(sites, scaled, limit, seconds=_SECONDS, tie="", gap=0.0)

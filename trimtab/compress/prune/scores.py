@@ -88,6 +88,8 @@ def unit_scores(
     Raises:
         InputError: the score needs data, labels, a loss, a batch norm or zeros that are not there.
     """
+    if not groups:
+        return {}
     parts = _parts(graph, groups, score, context)
     if across and score in GRADIENT_SCORES:
         return {name: torch.stack(each).sum(0) for name, each in parts.items()}
