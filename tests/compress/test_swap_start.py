@@ -145,6 +145,30 @@ def test_a_convolution_in_one_dimension_is_fitted_too():
     torch.testing.assert_close(found, weight, rtol=0, atol=2e-3)
 
 
+def test_a_fit_of_some_positions_is_that_of_all_of_them():
+    # every 16th of the positions would be the left edge of each image, where the map is another
+    x = random(1024, 2, 16, 16, seed=2).float()
+    y = functional.conv2d(x, random(2, 2, 3, 3).float(), random(2, seed=1).float(), padding=1).relu()
+    y[..., 0] = 5
+    rows = functional.unfold(x, (3, 3), padding=1).transpose(1, 2).flatten(0, 1)
+    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1).double()
+    expected = torch.linalg.solve(rows.T @ rows, rows.T @ y.flatten(2).transpose(1, 2).flatten(0, 1).double())
+    weight, bias = start.fitted(x, y, (3, 3))
+    close(torch.cat([weight.flatten(1).T, bias[None]]), expected, 0.05)
+
+
+def test_a_fit_of_few_positions_takes_all_of_them():
+    x = random(4, 2, 8, 8, seed=2).float()
+    y = functional.conv2d(x, random(2, 2, 3, 5).float(), padding=(1, 2)).relu()
+    rows = functional.unfold(x, (3, 5), padding=(1, 2)).transpose(1, 2).flatten(0, 1)
+    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1).double()
+    gram = rows.T @ rows
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+    expected = torch.linalg.solve(gram, rows.T @ y.flatten(2).transpose(1, 2).flatten(0, 1).double())
+    weight, bias = start.fitted(x, y, (3, 5))
+    close(torch.cat([weight.flatten(1).T, bias[None]]), expected, 1e-9)
+
+
 def test_dirac_gives_its_input():
     x = random(2, 4, 5, 5)
     assert torch.equal(functional.conv2d(x, start.dirac(4, (3, 3)), padding=1), x)

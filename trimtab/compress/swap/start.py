@@ -14,7 +14,7 @@ from trimtab.hardware.layer import Layer
 _SWEEPS, _FEW = 40, 3
 _LARGE = 1200
 """Unknowns of a least-squares problem above which few sweeps must do: one of 512 channels takes a minute."""
-_ROWS = 16_384
+_ROWS, _CHUNK = 16_384, 2048
 _RIDGE = 1e-4
 
 
@@ -126,7 +126,7 @@ OF_CONVOLUTION: Mapping[str, Callable[[Tensor, Sequence[Layer]], tuple[Tensor, .
 def fitted(x: Tensor, y: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that is nearest to a map from x to y, by least squares over positions.
 
-    min ||W patches(x) + b - y||^2 + ridge; at most 16,384 positions, evenly spread.
+    min ||W patches(x) + b - y||^2 + ridge; at most 16,384 positions, drawn at random over all samples.
 
     Args:
         x: [n, channels, *sides].
@@ -136,16 +136,36 @@ def fitted(x: Tensor, y: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, Tenso
     n, channels = x.shape[:2]
     flat = x.reshape(n, channels, -1, x.shape[-1])  # [n, channels, rows, columns]: one row where there is one side
     sides = (1, *kernel) if len(kernel) == 1 else kernel
-    patches = functional.unfold(flat, sides, padding=tuple(k // 2 for k in sides))  # [n, channels k k, positions]
-    rows = patches.transpose(1, 2).flatten(0, 1).double()
-    wanted = y.reshape(n, channels, -1).transpose(1, 2).flatten(0, 1).double()
-    every = max(len(rows) // _ROWS, 1)
-    rows, wanted = rows[::every], wanted[::every]
-    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-    gram = rows.T @ rows
-    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    found = torch.linalg.solve(gram + ridge, rows.T @ wanted)  # [channels k k + 1, channels]
+    wanted, size = y.reshape(n, channels, -1), channels * prod(sides) + 1
+    gram = torch.zeros(size, size, dtype=torch.float64, device=x.device)
+    right = torch.zeros(size, channels, dtype=torch.float64, device=x.device)
+    # by chance: steps of equal length would meet the same columns again and again
+    drawn = torch.randperm(n * wanted.shape[2], generator=torch.Generator().manual_seed(0))[:_ROWS].to(x.device)
+    for some in drawn.split(_CHUNK):
+        sample, at = some // wanted.shape[2], some % wanted.shape[2]
+        rows = functional.pad(_patches(flat, sample, at, sides).double(), (0, 1), value=1.0)
+        gram += rows.T @ rows
+        right += rows.T @ wanted[sample, :, at].double()
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=x.device)
+    found = torch.linalg.solve(gram + ridge, right)  # [channels k k + 1, channels]
     return found[:-1].T.reshape(channels, channels, *kernel), found[-1]
+
+
+def _patches(x: Tensor, sample: Tensor, at: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """What a kernel sees at some positions, [m, channels k k]: those of `unfold`, without making all of them.
+
+    Args:
+        x: [n, channels, rows, columns].
+        sample: of each position, [m].
+        at: rows times columns and columns of each, [m].
+        sides: of the kernel.
+    """
+    high, wide = sides
+    padded = functional.pad(x, (wide // 2, wide // 2, high // 2, high // 2)).permute(0, 2, 3, 1)
+    down = (at // x.shape[3])[:, None] + torch.arange(high, device=x.device)  # [m, high]
+    across = (at % x.shape[3])[:, None] + torch.arange(wide, device=x.device)
+    found = padded[sample[:, None, None], down[:, :, None], across[:, None, :]]  # [m, high, wide, channels]
+    return found.permute(0, 3, 1, 2).flatten(1)
 
 
 def dirac(channels: int, kernel: tuple[int, ...]) -> Tensor:
