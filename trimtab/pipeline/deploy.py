@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from trimtab.core.metric import Metric, metric
 from trimtab.core.plan import Plan
 from trimtab.core.store import write_json
 from trimtab.core.target import RUNTIMES
+from trimtab.core.task import Batch
 from trimtab.graph.model import Graph
 from trimtab.graph.save import save
 from trimtab.run.device import MODEL, Device
@@ -59,14 +61,25 @@ def example_inputs(graph: Graph, batch: int) -> list[Array]:
     return [t.numpy() for t in graph.example(batch)]
 
 
-def real_inputs(graph: Graph, context: Context) -> list[list[Array]]:
-    """Batches of the target's size from the validation data (else the calibration data), drawn at random, as arrays."""
-    batches, batch = context.validate or context.calibrate, context.target.batch
+def real_inputs(graph: Graph, context: Context, test: Sequence[Batch] = ()) -> list[list[Array]]:
+    """Batches of the target's size, drawn at random, as arrays.
+
+    Args:
+        graph: what they are for.
+        context: with the data to choose on; its calibration data where there is none.
+        test: the data to prove on, instead of these: nothing may be proved on what chose the thresholds.
+    """
+    batches, batch = test or context.validate or context.calibrate, context.target.batch
     if not batches:
         return []
     found = []
     for each in mixed(batches, TURNS * batch, context.seed):
-        inputs, _ = checked(each, graph, "validate")
+        inputs, _ = checked(each, graph, timed_on(context, test))
         parts = zip(*(torch.split(tensor, batch) for tensor in inputs), strict=True)
         found += [[tensor.numpy() for tensor in part] for part in parts if len(part[0]) == batch]
     return found
+
+
+def timed_on(context: Context, test: Sequence[Batch] = ()) -> str:
+    """The name of the data that `real_inputs` draws from."""
+    return "test" if test else "validate" if context.validate else "calibrate"

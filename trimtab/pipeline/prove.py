@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab.core.metric import Metric
 from trimtab.core.task import Batch
-from trimtab.pipeline.deploy import computes, example_inputs, real_inputs
+from trimtab.pipeline.deploy import computes, example_inputs, real_inputs, timed_on
 from trimtab.pipeline.points import Point
 from trimtab.pipeline.prepare import Prepared
 from trimtab.run.clean import clean_footprint, clean_outputs
 from trimtab.run.device import Clocked
 from trimtab.run.score import agreement
+from trimtab.run.turns import depends_on_input
 from trimtab.train.data import join
 from trimtab.train.evaluate import scored
+
+_TIMED = ("latency", "latency_ratio", "throughput", "cost")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
         seconds: to time each for.
     """
     inputs = example_inputs(prepared.graph, prepared.context.target.batch)
-    turns = real_inputs(prepared.graph, prepared.context)
+    turns = real_inputs(prepared.graph, prepared.context, prepared.test)
+    split = timed_on(prepared.context, prepared.test)
     proofs: dict[str, Proof] = {}
     reference: Any = None
     everyone = [baseline, *(p for p in points if p.name != baseline.name)]
@@ -55,7 +59,7 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
             timed = prepared.device.clock(
                 baseline.reference, {each.name: each.file}, prepared.context.target, inputs, seconds, turns
             )
-            clocked = timed[each.name]
+            clocked = _on(split, timed[each.name]) if turns and depends_on_input(each.file) else timed[each.name]
         found, metrics = tested(prepared, each.file, clocked.runtime)
         reference = found if reference is None else reference
         if found is not None:
@@ -65,6 +69,13 @@ def prove(prepared: Prepared, baseline: Point, points: Sequence[Point], seconds:
         proofs[each.name] = Proof(metrics, clocked, found)
     prepared.context.progress("prove", len(everyone), len(everyone))
     return proofs
+
+
+def _on(split: str, clocked: Clocked) -> Clocked:
+    """With the name of the data that a network whose work depends on its input was timed on."""
+    timed = {k: m for k, m in clocked.metrics.items() if k in _TIMED and m.source == "measured"}
+    told = {k: replace(m, how=f"{m.how}, of `{split}`") for k, m in timed.items()}
+    return replace(clocked, metrics={**clocked.metrics, **told})
 
 
 def tested(prepared: Prepared, file: Path, runtime: str) -> tuple[Any, dict[str, Metric]]:

@@ -130,7 +130,7 @@ def _clocked(
         why = "it depends on the input: give --task to measure it"
         return [Row("latency_ratio", said, "not measured again", True, why)]
     inputs = example_inputs(graph, target.batch)
-    turns = real_inputs(graph, prepared.context) if prepared is not None else []
+    turns = real_inputs(graph, prepared.context, prepared.test) if prepared is not None else []
     timed = device.clock(reference, {"": file}, target, inputs, 6.0, turns)[""]
     return [_row("latency_ratio", reported, timed.metrics["latency_ratio"], CLOCK_TOLERANCE)]
 
