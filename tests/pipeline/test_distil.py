@@ -145,8 +145,50 @@ def test_a_teacher_that_does_not_match_is_named_beside_the_student(
 
 def test_names_of_single_outputs_do_not_count(teacher: Task, student: Task) -> None:
     mine, theirs = (capture(t.model, t.example) for t in (student, teacher))
-    renamed = replace(theirs, outputs=("logits",))
-    assert matching(renamed, teacher, mine, student) is renamed
+    found = matching(replace(theirs, outputs=("logits",), bare=False), teacher, mine, student)
+    assert (found.inputs[0].name, found.outputs, found.bare) == (mine.inputs[0].name, mine.outputs, True)
+
+
+class Other(nn.Module):
+    """The quarters, its input and its output by other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 4)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.linear(image.flatten(1))}
+
+
+def test_a_teacher_of_other_names_is_scored_as_the_student(student: Task, tmp_path: Path) -> None:
+    other = replace(student, model=Other().eval(), name="other")
+    result = distil(other, student, Length(2), SETTINGS, out=tmp_path / "run")
+    assert {"original", "distilled"} <= {p["name"] for p in result.report["points"]}
+    assert result.report["baseline"]["metrics"]["score"]["n"] == 128
+
+
+class Taken(nn.Module):
+    """One image less twice the other."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a - 2 * b
+
+
+class Swapped(Taken):
+    """The same, its inputs in another order."""
+
+    def forward(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return a - 2 * b
+
+
+def test_a_teacher_with_its_inputs_in_another_order_is_given_each_by_its_name(student: Task) -> None:
+    a, b = torch.randn(2, 4), torch.randn(2, 4)
+    mine, theirs = (capture(model, (a, b)) for model in (Taken(), Swapped()))
+    assert not torch.equal(theirs(a, b), mine(a, b))
+    found = matching(theirs, "teacher", mine, student)
+    assert [spec.name for spec in found.inputs] == ["a", "b"]
+    assert torch.equal(found(a, b), mine(a, b))
+    assert [spec.name for spec in theirs.inputs] == ["b", "a"]
 
 
 @pytest.mark.parametrize(

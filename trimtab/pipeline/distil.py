@@ -113,7 +113,9 @@ def distil(
 
 
 def matching(graph: Graph, teacher: Teacher, student: Graph, task: Task) -> Graph:
-    """A teacher's graph, if it takes the student's inputs and gives the same outputs.
+    """A teacher's graph as the student is called, if it takes the student's inputs and gives the same outputs.
+
+    Its inputs come in the student's order; a single input or output has the student's name.
 
     Raises:
         InputError: it does not; the message names both.
@@ -130,7 +132,35 @@ def matching(graph: Graph, teacher: Teacher, student: Graph, task: Task) -> Grap
                 got=f"{who}: {_words(theirs)}",
                 expected=f"as of {task.name}, the student: {_words(mine)}",
             )
-    return graph
+    return _named_as(_ordered_as(graph, student), student)
+
+
+def _ordered_as(graph: Graph, student: Graph) -> Graph:
+    """A graph that takes its inputs, found by their names, in the student's order."""
+    names = [spec.name for spec in student.inputs]
+    if len(names) == 1 or [spec.name for spec in graph.inputs] == names:
+        return graph
+    own = graph.copy()
+    nodes = own.net.graph.find_nodes(op="placeholder")
+    taken = {spec.name: (spec, node) for spec, node in zip(own.inputs, nodes, strict=True)}
+    behind = next(node for node in own.net.graph.nodes if node.op != "placeholder")
+    for name in names:
+        behind.prepend(taken[name][1])
+    own.net.recompile()
+    return replace(own, inputs=tuple(taken[name][0] for name in names))
+
+
+def _named_as(graph: Graph, student: Graph) -> Graph:
+    """A graph whose single input and output are found by the student's names."""
+    inputs, outputs, bare = graph.inputs, graph.outputs, graph.bare
+    if len(inputs) == 1:
+        inputs = (replace(inputs[0], name=student.inputs[0].name),)
+    mine, theirs = [*_outputs(student)], [*_outputs(graph)]
+    if len(theirs) == 1 and mine[0] not in outputs:
+        outputs = tuple(mine[0] if name == theirs[0] else name for name in outputs)
+    if len(outputs) == len(student.outputs) == 1:
+        bare = student.bare
+    return replace(graph, inputs=inputs, outputs=outputs, bare=bare)
 
 
 def _graph(teacher: Teacher) -> Graph:
