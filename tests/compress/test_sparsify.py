@@ -224,6 +224,28 @@ def test_permutation_computes_the_same_and_loses_less() -> None:
     assert total["moved"] > 1.2 * total["plain"]
 
 
+class Beside(nn.Module):
+    """A convolution that reads two others side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.cat([self.a(x), self.b(x)], 1))  # type: ignore[no-any-return]
+
+
+def test_channels_side_by_side_stay_in_order() -> None:
+    model = Beside()
+    with torch.no_grad():  # an order that would be changed
+        model.c.weight.mul_(torch.tensor([3.0] * 4 + [0.1] * 4).repeat(2).reshape(1, 16, 1, 1))
+    graph, context = captured(model, torch.randn(4, 3, 6, 6))
+    made = Sparsify(pattern="2:4", permute=True).apply(graph, context)
+    left = (made.tensors()["c.weight"] != 0).unflatten(1, (4, 4)).sum(2)
+    assert bool((left == 2).all())
+    assert torch.equal(made.tensors()["a.weight"], graph.tensors()["a.weight"])
+
+
 def test_weights_that_an_embedding_shares_stay_whole() -> None:
     graph, _ = captured(Tagger(), torch.randint(20, (2, 5)), torch.ones(2, 5, 1))
     assert [w.name for w in weights(graph)] == ["qkv.weight", "out.weight"]
@@ -264,6 +286,9 @@ def test_equal_scores_keep_the_first() -> None:
         ({"ratio": 0.5, "skip": ("no_such",)}, "no_such"),
         ({"ratio": 0.5, "schedule": {"kind": "cubic", "last": 99}, "train": TRAIN}, "8 steps"),
         ({"keep": {"linear.weight": 41}}, "1 to 40"),
+        ({"keep": {"*": 400}, "method": "wanda"}, r"keep: wanda: got '\*', expected a count for each weight"),
+        ({"keep": {"conv1.weight": 9, "*": 400}, "method": "sparsegpt"}, r"keep: sparsegpt: got '\*'"),
+        ({"ratio": 0.8, "pattern": "block 4x4", "layers": {"linear": 0.0}}, "empty a layer: conv2"),
     ],
 )
 def test_what_is_wrong_is_named(settings: dict[str, Any], words: str) -> None:

@@ -119,18 +119,29 @@ def masks(
     if pattern.kind == "n:m":
         return {name: best_of_groups(value, pattern) for name, value in scores.items()}
     units = {name: units_of(value, pattern) for name, value in scores.items()}
-    pool = [name for name in scores if name not in keep]
     found = {}
     for name in (n for n in scores if n in keep):
         ranked, sizes = units[name]
         found[name] = (
             _best_in_rows(ranked, keep[name] / int(sizes.sum())) if by_row else _best(ranked, sizes, keep[name])
         )
-    if pool:
-        ranked, sizes = (torch.cat([units[name][i].flatten() for name in pool]) for i in (0, 1))
-        parts = _parts(_best(ranked, sizes, keep[POOL]), [units[name][0].numel() for name in pool])
-        found |= {name: _filled(part, units[name][0]) for name, part in zip(pool, parts, strict=True)}
+    found |= {name: _filled(part, units[name][0]) for name, part in pooled(units, keep).items()}
     return {name: spread(found[name], value.shape, pattern) for name, value in scores.items()}
+
+
+def pooled(units: Mapping[str, tuple[Tensor, Tensor]], keep: Mapping[str, int]) -> dict[str, Tensor]:
+    """Which blocks stay of the weights that are ranked together, by name; of some it may be none.
+
+    Args:
+        units: of every weight, by name; see `units_of`.
+        keep: as for `masks`.
+    """
+    pool = [name for name in units if name not in keep]
+    if not pool:
+        return {}
+    ranked, sizes = (torch.cat([units[name][i].flatten() for name in pool]) for i in (0, 1))
+    parts = _parts(_best(ranked, sizes, keep[POOL]), [units[name][0].numel() for name in pool])
+    return {name: part.reshape(units[name][0].shape) for name, part in zip(pool, parts, strict=True)}
 
 
 def _parts(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -154,7 +165,6 @@ def _best_in_rows(ranked: Tensor, share: float) -> Tensor:
 
 def _filled(mask: Tensor, ranked: Tensor) -> Tensor:
     """A weight's share of a mask of many; where nothing of it stays, its best stays, so that the layer computes."""
-    mask = mask.reshape(ranked.shape)
     if not bool(mask.any()):
         mask = mask.clone()
         mask.view(-1)[int(ranked.argmax())] = True

@@ -43,7 +43,7 @@ def permuted(
     """
     result = graph.copy()
     axes = {w.name: w.axis for w in found}
-    every = [g for g in groups(graph, fixed) if _movable(g, pattern)]
+    every = [g for g in groups(graph, fixed) if _movable(g, pattern, graph)]
     for i, group in enumerate(every):
         progress("permute", i, len(every))
         reads = [m for m in group.members if m.parameter in axes and m.dim == 1 - axes[m.parameter]]
@@ -58,10 +58,10 @@ def permuted(
     return result if _alike(graph, result) else graph.note("Sparsify: no other order of channels computes the same.")
 
 
-def _movable(group: Group, pattern: Pattern) -> bool:
-    """Whether each unit is the same one index in everything that the group reaches, from 0 up."""
-    natural = tuple((i,) for i in range(group.size))
-    alone = all(m.indices == natural for m in group.members)
+def _movable(group: Group, pattern: Pattern, graph: Graph) -> bool:
+    """Whether each unit is the same one index in everything that the group reaches, from 0 up, and nothing else is."""
+    natural, tensors = tuple((i,) for i in range(group.size)), graph.tensors()
+    alone = all(m.indices == natural and tensors[m.parameter].shape[m.dim] == group.size for m in group.members)
     return group.reason is None and alone and group.size % pattern.second == 0 and group.size > pattern.second
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.compress.quantise import gptq
 from trimtab.compress.settings import made
-from trimtab.compress.sparsify.pattern import pattern_of
+from trimtab.compress.sparsify.pattern import POOL, pattern_of
 from trimtab.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def check(settings: Sparsify) -> None:
          f"method {settings.method}", "magnitude or movement"),
         (settings.method in BY_INPUTS and settings.scope not in (None, "layer"), settings.method,
          f"scope {settings.scope}", "layer"),
+        (settings.method in BY_INPUTS and POOL in (settings.keep or {}), f"keep: {settings.method}", repr(POOL),
+         "a count for each weight by its name: rows are ranked within a weight"),
         (settings.permute and pattern.kind != "n:m", "permute", f"pattern {settings.pattern}", "N:M, such as 2:4"),
         (settings.method == "sparsegpt" and pattern.kind == "block", "sparsegpt", f"pattern {settings.pattern}",
          "free or N:M"),

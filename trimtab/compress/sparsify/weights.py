@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.compress.quantise.annotate import fits
 from trimtab.compress.quantise.layer import layer_of, some
 from trimtab.compress.quantise.links import skipped
-from trimtab.compress.sparsify.pattern import POOL, Pattern, masks, rows_of
+from trimtab.compress.sparsify.pattern import POOL, Pattern, masks, pooled, rows_of, units_of
 from trimtab.core.errors import InputError
 from trimtab.core.store import digest
 from trimtab.graph.model import Graph
@@ -187,8 +187,8 @@ def settled(scores: Mapping[str, Tensor], keep: Mapping[str, int], pattern: Patt
     """
     if POOL not in keep:
         return dict(keep)
-    for name, mask in masks(scores, keep, pattern).items():
-        if name not in keep and int(mask.sum()) <= 1 < mask.numel():
+    for name, mask in pooled({n: units_of(v, pattern) for n, v in scores.items()}, keep).items():
+        if not bool(mask.any()) and mask.numel() > 1:
             layer = name.rpartition(".")[0]
             do = "Lower ratio, give the layer its own in layers=, or rank within each layer: scope='layer'."
             raise InputError("Sparsify: ratio would empty a layer", where=layer, got=f"{keep[POOL]} left in all", do=do)
