@@ -19,6 +19,7 @@ from ..train.small import setting
 PLAIN = Recipe(steps=20, lr=0.05, precision="fp32", channels_last=False)
 AXES = {"conv1.weight": 0, "linear.weight": 0}
 SIZE = 216 + 32
+MOVEMENT = Gradual({POOL: 60}, AXES, first=0, last=15, every=2, score="movement")
 
 
 def watched(rule, steps, recipe=PLAIN, start=None):
@@ -44,6 +45,31 @@ def test_the_number_of_zeros_follows_the_cube():
     counts = [count(w) for _, w in watched(rule, 14)]
     middle = 48 + round((SIZE - 48) * (1 - 5 / 10) ** 3)
     assert counts == [SIZE] * 6 + [middle] * 5 + [48] * 3
+
+
+def test_the_cube_starts_from_the_weights_that_are_not_zero():
+    for rule in (
+        Gradual({POOL: 48}, AXES, first=2, last=12, every=5),
+        Gradual({"conv1.weight": 40, POOL: 8}, AXES, first=2, last=12, every=5),
+    ):
+        counts = [count(w) for _, w in watched(rule, 14, start=half)]
+        middle = 48 + round((SIZE // 2 - 48) * (1 - 5 / 10) ** 3)
+        assert counts[:6] == [SIZE // 2] * 6
+        assert counts[6:11] == pytest.approx([middle] * 5, abs=1)  # two of them are rounded
+        assert counts[11:] == [48] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("kind", ["rigl", "set"])
+def test_zeros_move_on_a_gpu(kind):
+    graph, context = setting()
+    with torch.no_grad():
+        half(graph.tensors())
+    rule = Moving(kind, tuple(AXES), every=3, last=9, fraction=0.4)
+    made = fit_network(graph, replace(context, device="cuda"), replace(PLAIN, rules=(rule,))).tensors()
+    assert count({n: made[n] for n in AXES}) <= SIZE // 2
+    assert any(bool(((made[n] != 0) & (graph.tensors()[n] == 0)).any()) for n in AXES)
 
 
 def test_a_zero_stays_zero_and_the_least_go():
@@ -138,14 +164,15 @@ def test_rigl_grows_the_greatest_gradients_among_zeros():
 @pytest.mark.parametrize(
     "rule",
     [
-        Gradual({POOL: 60}, AXES, first=0, last=15, every=2, score="movement"),
+        MOVEMENT,
+        Gradual({POOL: 60}, AXES, first=0, last=15, every=2),
         Moving("set", tuple(AXES), every=3, last=15),
     ],
 )
 def test_a_killed_training_goes_on_to_the_same_weights(rule, tmp_path):
     from trimtab.core.store import Store
 
-    start = half if isinstance(rule, Moving) else (lambda tensors: None)
+    start = (lambda tensors: None) if rule == MOVEMENT else half
     graph, context = setting()
     with torch.no_grad():
         start(graph.tensors())

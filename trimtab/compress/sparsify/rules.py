@@ -17,7 +17,7 @@ from trimtab.train.rule import State
 from trimtab.train.step import Training
 from trimtab.train.zeros import hold
 
-_ZEROS, _SCORE, _HELD = "zeros/", "score/", "held/"
+_ZEROS, _SCORE, _HELD, _COUNT = "zeros/", "score/", "held/", "count/"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Gradual:
 
         k_t = k_f + (k_0 - k_f) (1 - (t - t_0) / (t_1 - t_0))^3
 
-    of k_0 weights that are not zero stay after step t. The highest scores stay: `magnitude` is abs(w); a zero stays
-    zero. `movement` adds up -w dL/dw from the start, of zeros too, whose values are held back: they may return.
+    of k_0 weights that are not zero at the start stay after step t. The highest scores stay: `magnitude` is abs(w);
+    a zero stays zero. `movement` adds up -w dL/dw from the start, of zeros too, whose values are held back: they may
+    return.
 
     Args:
         keep: how many values of each weight stay at the end, by name; under `*`, of all others together.
@@ -51,9 +52,10 @@ class Gradual:
     score: Literal["magnitude", "movement"] = "magnitude"
 
     def begin(self, training: Training, recipe: Recipe) -> State:
-        """Where each weight is zero; of movement, scores of nothing yet and the weights as they are."""
+        """Where each weight is zero and how many are not; of movement, no scores yet and the weights as they are."""
         weights = {name: training.tensors[name].detach() for name in self.axes}
         state = {_ZEROS + name: value == 0 for name, value in weights.items()}
+        state |= {_COUNT + name: torch.count_nonzero(value).cpu() for name, value in weights.items()}
         if self.score == "movement":
             state |= {_SCORE + name: torch.zeros_like(value) for name, value in weights.items()}
             state |= {_HELD + name: value.clone() for name, value in weights.items()}
@@ -89,7 +91,7 @@ class Gradual:
         for name, axis in self.axes.items():
             score = state[_SCORE + name] if moving else training.tensors[name].detach().abs()
             scores[name] = rows_of(score, axis)
-        for name, mask in masks(scores, self._left(training, state), pattern_of(self.pattern)).items():
+        for name, mask in masks(scores, self._left(training.steps, state), pattern_of(self.pattern)).items():
             value, zeros = training.tensors[name], state[_ZEROS + name]
             gone = ~weight_of(mask, value, self.axes[name])
             zeros.copy_(gone if moving else gone | zeros)
@@ -97,12 +99,12 @@ class Gradual:
                 value.copy_(state[_HELD + name])
         hold(training.tensors.items(), _named(state, _ZEROS))
 
-    def _left(self, training: Training, state: State) -> dict[str, int]:
-        """How many weights stay after this step."""
-        done = (training.steps - self.first) / max(self.last - self.first, 1)
+    def _left(self, steps: int, state: State) -> dict[str, int]:
+        """How many weights stay after a step."""
+        done = (steps - self.first) / max(self.last - self.first, 1)
         pool = [n for n in self.axes if n not in self.keep]
-        size = {n: training.tensors[n].numel() for n in self.axes}
-        whole = {**{n: size[n] for n in self.axes if n in self.keep}, POOL: sum(size[n] for n in pool)}
+        whole = {n: int(state[_COUNT + n]) for n in self.axes}
+        whole[POOL] = sum(whole[n] for n in pool)
         return {n: k + round((whole[n] - k) * (1 - min(done, 1.0)) ** 3) for n, k in self.keep.items()}
 
 
@@ -170,7 +172,7 @@ class Moving:
             wish = weight.grad.abs().flatten().to(flat.device)
         else:
             generator = torch.Generator().manual_seed(int(digest("grow", seed, training.steps, name)[:8], 16))
-            wish = torch.rand(flat.numel(), generator=generator)
+            wish = torch.rand(flat.numel(), generator=generator).to(flat.device)
         can = flat.clone()
         can[dropped] = self.kind == "rigl"  # what RigL has just dropped may stay, where its gradient says so
         grown = torch.sort(wish.masked_fill(~can, -1.0), descending=True, stable=True).indices[:count]
