@@ -194,6 +194,19 @@ def test_a_stopped_training_goes_on_and_a_finished_one_is_not_repeated(
     assert all(torch.equal(v, again.tensors()[k]) for k, v in plain.items())
 
 
+def test_what_is_stored_of_other_calibration_data_is_not_taken(wide: tuple[Graph, Context], tmp_path: Path) -> None:
+    graph, context = wide
+    stored = replace(context, store=Store(tmp_path))
+    other = replace(context, calibrate=((10 * context.calibrate[0][0] + 1,),))  # of the same shape
+    swap = Swap(error=0.5, train=None)
+    few = [c for c in swap.choices(graph, context) if c[0].name == "five"]
+    for each in (stored, replace(stored, calibrate=other.calibrate)):
+        every, fresh = swap.library(graph, each, few), swap.library(graph, replace(each, store=None), few)
+        assert {k: a.error for k, a in every.items()} == {k: a.error for k, a in fresh.items()}
+        # the same alternatives as before, so that only the data tell what is stored apart
+        assert losses(graph, fresh, each) == losses(graph, fresh, replace(each, store=None))
+
+
 def test_resolve_settles_an_error_into_kinds(wide: tuple[Graph, Context]) -> None:
     graph, context = wide
     (settled,) = resolved(Swap(error=0.3, train=STEPS), graph, context)

@@ -16,7 +16,7 @@ from trimtab.compress.allocate import Assignment, Factor, allocate
 from trimtab.compress.allocate import Site as Place
 from trimtab.compress.quantise.staged import CHUNK, compute
 from trimtab.compress.swap.learn import Pupil, Teacher, answer, placed, teacher_of
-from trimtab.compress.swap.library import SAMPLES, Alternative
+from trimtab.compress.swap.library import SAMPLES, Alternative, calibrated
 from trimtab.compress.swap.sites import Site, conflict
 from trimtab.core.context import Context
 from trimtab.core.errors import InputError
@@ -92,7 +92,7 @@ def losses(graph: Graph, trained: Library, context: Context) -> dict[tuple[str, 
         raise InputError("Swap: share: no calibration data", do="Give calibrate= or train= to the Task.")
     every = list(trained.values())
     weights = [digest(a.site.name, a.kind, dict(a.module.state_dict())) for a in every]
-    name = f"swap-losses-{digest(identity(graph), SAMPLES, [len(b) for b in context.calibrate], *weights)}"
+    name = f"swap-losses-{digest(identity(graph), SAMPLES, calibrated(graph, context), *weights)}"
 
     def measure() -> list[float]:
         return _measured(graph, every, context)

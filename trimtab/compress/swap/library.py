@@ -20,7 +20,7 @@ from trimtab.core.task import Batch
 from trimtab.graph.model import Graph
 from trimtab.graph.splice import spliced
 from trimtab.train.checkpoint import identity
-from trimtab.train.data import fingerprint, in_memory, take
+from trimtab.train.data import checked, fingerprint, in_memory, take
 from trimtab.train.recipe import Recipe
 
 SAMPLES = 256
@@ -112,9 +112,16 @@ def _keys(
     graph: Graph, choices: Sequence[Choice], context: Context, recipe: Recipe | None
 ) -> dict[tuple[str, str], str]:
     """What names each alternative in the store: everything that decides its weights, and not what else is trained."""
-    common = digest(identity(graph), recipe, fingerprint(context.task), context.device, context.seed)
+    data = (fingerprint(context.task), calibrated(graph, context))
+    common = digest(identity(graph), recipe, data, context.device, context.seed)
     versions = (torch.__version__, torch.get_num_threads())
     return {(s.name, k): f"swap-{digest(common, versions, s.name, k)}" for s, k in choices}
+
+
+def calibrated(graph: Graph, context: Context) -> str:
+    """A hash of the inputs that alternatives are measured on and fitted to; of nothing without calibration data."""
+    batches = [checked(batch, graph, "calibrate")[0] for batch in take(context.calibrate, SAMPLES)]
+    return digest(*(tensor for inputs in batches for tensor in inputs))
 
 
 def _made(
