@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from trimtab.core import codec, huffman
 from trimtab.core.cursor import Cursor, number, part
 from trimtab.core.errors import FileError, InputError
-from trimtab.core.positions import decode_positions, encode_positions, gaps_of, places_of
+from trimtab.core.positions import _parts, decode_positions, encode_positions, gaps_of, places_of
 
 METHODS = [pytest.param(m, id=str(m)) for m in codec.methods()]
 PARTS = st.lists(arrays.arrays(np.uint16, st.integers(0, 200), elements=st.integers(0, 40)), min_size=1, max_size=4)
@@ -184,6 +185,36 @@ def test_rows_and_columns_of_unlike_density_take_less() -> None:
     alike = codec.entropy(np.bincount(mask.reshape(-1))) * mask.size / 8
     assert len(encode_positions(mask)) < 0.85 * alike
     assert np.array_equal(decode_positions(encode_positions(mask), *mask.shape), mask)
+
+
+@pytest.mark.parametrize("shape", [(3, 400_000), (900_000, 2), (1100, 1000)])
+def test_positions_of_pieces_come_back(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random(shape) < rng.gamma(0.5, 0.3, (shape[0], 1)) * rng.gamma(0.5, 2.0, (1, shape[1]))
+    for counts in ((4, 4), (8, 1), (1, 8)):
+        classes = [rng.integers(0, n, size).astype(np.uint8) for n, size in zip(counts, shape, strict=True)]
+        heads = [part(codec.encode([c])) if n > 1 else b"" for c, n in zip(classes, counts, strict=True)]
+        data = bytes([0, *counts]) + b"".join(heads) + codec.encode(_parts(mask, *classes, counts))
+        assert np.array_equal(decode_positions(data, *shape), mask)
+
+
+@pytest.mark.parametrize("kind", ["bitmap", "classes", "gaps"])
+def test_a_small_claim_of_many_places_takes_little_memory(kind: str) -> None:
+    rows, columns = 2048, 4096
+    places = rows * columns
+    empty = bytes([codec.PLAIN]) + number(places) + b"\0"  # numbers of no bits
+    classes = b"".join(part(codec.encode([np.arange(n, dtype=np.uint16) % 4])) for n in (rows, columns))
+    data = {
+        "bitmap": bytes([0, 1, 1]) + empty,
+        "classes": bytes([0, 4, 4]) + classes + empty,
+        "gaps": bytes([1, 3]) + number(places) + empty,
+    }[kind]
+    tracemalloc.start()
+    mask = decode_positions(data, rows, columns)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bool(mask.all()) == (kind == "gaps")
+    assert peak < 5 * places + (20 << 20)
 
 
 @settings(max_examples=150, deadline=None)

@@ -149,6 +149,18 @@ def test_a_claim_of_a_terabyte_is_refused_before_memory_is_taken(claim: int) -> 
     tracemalloc.stop()
 
 
+def test_a_constant_of_more_items_than_are_decoded_is_refused_or_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = bytes(1000)
+    coded = encode_tensor(data, 1, 10)
+    assert len(coded) < 100
+    monkeypatch.setattr("trimtab.run.trim_tensor._MOST", 999)
+    with pytest.raises(FileError, match="a claim of 1000 items, expected at most 999"):
+        decode_tensor(coded, len(data))
+    assert decode_tensor(encode_tensor(data, 1, 10), len(data)) == data
+
+
 def test_a_caller_can_allow_less() -> None:
     data = model_of(weights("dense")).SerializeToString()
     with pytest.raises(FileError, match=f"a claim of {len(data)} bytes, expected at most 1000"):

@@ -21,6 +21,8 @@ _WIDTHS = (3, 4, 5, 6, 8)
 _CLASSES = ((1, 1), (1, 4), (4, 1), (4, 4), (8, 1), (1, 8), (8, 8))
 """Numbers of classes of rows and of columns that are tried."""
 _MOST_CLASSES = 16
+_CHUNK = 1 << 18
+"""Places that are worked on at a time."""
 _ROUNDS = 12
 """Of Lloyd's algorithm, to find classes."""
 
@@ -64,11 +66,15 @@ def decode_positions(data: bytes | memoryview, rows: int, columns: int) -> Array
     if not 1 <= width <= 16:
         raise cursor.wrong(f"gaps of {width} bits", "1 to 16")
     count = cursor.number(rows * columns)  # each moves on by at least one place
-    places = places_of(codec.decode(cursor.take(cursor.left), [count])[0], width)
-    if len(places) and places[-1] >= rows * columns:
-        raise cursor.wrong(f"a value at {places[-1]}", f"{rows * columns} places")
-    mask = np.zeros(rows * columns, bool)
-    mask[places] = True
+    gaps = codec.decode(cursor.take(cursor.left), [count])[0]
+    mask, at = np.zeros(rows * columns, bool), 0
+    for start in range(0, count, _CHUNK):
+        ends, holds = _ends(gaps[start : start + _CHUNK], width)
+        places = at + ends[holds] - 1
+        if len(places) and places[-1] >= rows * columns:
+            raise cursor.wrong(f"a value at {places[-1]}", f"{rows * columns} places")
+        mask[places] = True
+        at += int(ends[-1])
     return mask.reshape(rows, columns)
 
 
@@ -92,11 +98,16 @@ def gaps_of(places: Array, width: int) -> Array:
 
 def places_of(gaps: Array, width: int) -> Array:
     """The places that `gaps_of` took."""
-    skip = (1 << width) - 1
-    holds = gaps < skip
-    ends = np.cumsum(np.where(holds, gaps.astype(np.int64) + 1, skip))
+    ends, holds = _ends(gaps, width)
     places: Array = ends[holds] - 1
     return places
+
+
+def _ends(gaps: Array, width: int) -> tuple[Array, Array]:
+    """The place behind each gap and its value, and whether there is a value."""
+    skip = (1 << width) - 1
+    holds = gaps < skip
+    return np.cumsum(np.where(holds, gaps.astype(np.int64) + 1, skip)), holds
 
 
 def _fits(classes: tuple[int, int], mask: Array) -> bool:
@@ -147,11 +158,36 @@ def _read_bitmap(cursor: Cursor, rows: int, columns: int) -> Array:
         if len(found) and int(found.max()) >= count:
             raise cursor.wrong(f"class {found.max()}", f"below {count}")
         classes.append(found.astype(np.uint8))
-    pairs = (classes[0][:, None] * np.uint8(counts[1]) + classes[1]).reshape(-1)
-    sizes = np.bincount(pairs, minlength=counts[0] * counts[1])
-    bits = np.concatenate(codec.decode(cursor.take(cursor.left), [int(n) for n in sizes]))
-    if len(bits) and bits.max() > 1:
-        raise cursor.wrong(f"a bit of {bits.max()}", "0 or 1")
-    mask = np.empty(rows * columns, bool)
-    mask[np.argsort(pairs, kind="stable")] = bits > 0
-    return mask.reshape(rows, columns)
+    sizes = np.outer(*([np.count_nonzero(c == i) for i in range(n)] for c, n in zip(classes, counts, strict=True)))
+    bits = codec.decode(cursor.take(cursor.left), [int(n) for n in sizes.reshape(-1)])
+    highest = max(int(each.max(initial=0)) for each in bits)
+    if highest > 1:
+        raise cursor.wrong(f"a bit of {highest}", "0 or 1")
+    if len(bits) == 1:
+        return (bits[0] > 0).reshape(rows, columns)
+    return _merged(bits, classes[0] * np.uint8(counts[1]), classes[1])
+
+
+def _merged(bits: list[Array], rows: Array, columns: Array) -> Array:
+    """The matrix whose bits of each pair of classes `_parts` gives, piece by piece: sorting takes much memory.
+
+    Args:
+        bits: of each pair.
+        rows: the class of each row times the number of classes of columns, uint8.
+        columns: the class of each column, uint8.
+    """
+    mask = np.empty((len(rows), len(columns)), bool)
+    taken = np.zeros(len(bits), np.int64)
+    high = max(1, _CHUNK // max(len(columns), 1))  # whole rows, or parts of one: in the order of the matrix
+    for i in range(0, len(rows), high):
+        for j in range(0, len(columns), _CHUNK):
+            piece = mask[i : i + high, j : j + _CHUNK]
+            pairs = (rows[i : i + high, None] + columns[j : j + _CHUNK]).reshape(-1)
+            ends = taken + np.bincount(pairs, minlength=len(bits))
+            flat = np.empty(piece.size, bool)
+            flat[np.argsort(pairs, kind="stable")] = np.concatenate(
+                [part[start:end] > 0 for part, start, end in zip(bits, taken, ends, strict=True)]
+            )
+            piece[:] = flat.reshape(piece.shape)
+            taken = ends
+    return mask

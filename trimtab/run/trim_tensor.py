@@ -23,6 +23,8 @@ _PLAIN = 255
 _SPARSE, _FEW = 1, 2
 """Flags of a form."""
 WIDTHS = (1, 2, 4, 8)
+_MOST = 1 << 28
+"""Items of a constant that is coded: decoding takes up to about 16 bytes of memory for each beside its own."""
 _MOST_DISTINCT = 4096
 """Entries of a codebook."""
 _ZEROS = 0.05
@@ -38,7 +40,7 @@ def encode_tensor(data: bytes, width: int, columns: int) -> bytes:
         columns: items in a row; rows and columns of like density are coded alike.
     """
     found = [bytes([_PLAIN]) + data]
-    if len(data) % (width * columns) == 0 and data:
+    if len(data) % (width * columns) == 0 and 0 < len(data) <= _MOST * width:
         items = np.frombuffer(data, f"<u{width}")
         head = bytes([width]) + number(columns)
         values, form = _values(items)
@@ -73,6 +75,8 @@ def decode_tensor(data: bytes | memoryview, length: int) -> bytes:
     columns = cursor.number(length)
     if width not in WIDTHS or not columns or length % (width * columns):
         raise cursor.wrong(f"rows of {columns} items of {width} bytes", f"{length} bytes")
+    if length > _MOST * width:
+        raise cursor.wrong(f"a claim of {length // width} items", f"at most {_MOST}")
     items = np.zeros(length // width, f"<u{width}")
     if form & _SPARSE:
         mask = decode_positions(cursor.part(), len(items) // columns, columns).reshape(-1)
