@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_refitted_factors_lose_less_of_the_outputs(method: str, mixed: tuple[Gra
     assert errors[1] < 0.8 * errors[0]
 
 
+@pytest.mark.parametrize("settings", [{"ranks": {"wide": 3}}, {"energy": 0.8, "layers": ("wide",), "multiple": 1}])
+def test_aware_looks_at_data_or_says_that_there_is_none(settings: dict[str, Any], mixed: tuple[Graph, Context]) -> None:
+    graph, context = mixed
+    with pytest.raises(InputError, match="aware needs data: got none") as caught:
+        Factorise(aware=True, **settings).apply(graph, replace(context, calibrate=()))
+    assert "\n" not in str(caught.value)
+    validating = replace(context, calibrate=(), validate=context.calibrate)
+    made = Factorise(aware=True, **settings).apply(graph, validating)
+    assert any("inputs of the validation data" in note for note in made.notes)
+
+
 def test_sites_are_ranks_with_the_whole_layer_first(mixed: tuple[Graph, Context]) -> None:
     axes = {axis.name: axis for axis in Factorise(multiple=1).sites(*mixed)}
     assert set(axes) == {f"Factorise:{name}" for name in FULL["svd"]}
@@ -176,6 +188,11 @@ def test_sites_are_ranks_with_the_whole_layer_first(mixed: tuple[Graph, Context]
     [
         ({"ranks": {"wide": 80}}, "Factorise: rank: wide: got 80, expected 1 to 24: its matrix is 24 x 36"),
         ({"ranks": {"wide": 0}}, "rank: wide: got 0"),
+        ({"ranks": {"wide": 3.5}}, "ranks: wide: got 3.5, expected a whole number"),
+        ({"ranks": {"wide": "8"}}, "ranks: wide: got '8', expected a whole number"),
+        ({"ranks": {"wide": None}}, "ranks: wide: got None, expected a whole number"),
+        ({"ranks": {"wide": True}}, "ranks: wide: got True, expected a whole number"),
+        ({"method": "tucker", "ranks": {"wide": [4, 2.5]}}, r"ranks: wide: got \[4, 2.5\], expected a whole number"),
         ({"ranks": {"wide": [3, 4]}}, r"ranks: wide: got \[3, 4\], expected 1 of them"),
         (
             {"method": "spatial", "ranks": {"head": 3}},

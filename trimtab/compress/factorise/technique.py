@@ -53,7 +53,7 @@ class Factorise:
 
     Raises:
         InputError: a setting is out of range, a layer is unknown or of another kind than the method takes, a rank is
-            larger than the layer's matrix, no layer suits the method, or the network is quantised.
+            larger than the layer's matrix, no layer suits the method, `aware` has no data, or the network is quantised.
         RuntimeMissing: tensorly is not installed.
 
     Source: Denton et al. (2014), Exploiting Linear Structure Within Convolutional Networks; Jaderberg et al. (2014),
@@ -91,8 +91,9 @@ class Factorise:
         result = set_mode(graph.copy(), False)
         known, others = wholes(result)
         layers = {name: (known[name], ranks_of(self.method, known[name], given)) for name, given in ranks.items()}
-        result = low_rank(result, self.method, layers, self._inputs(result, context))
-        return result.note(*left_whole(others), *([] if ranks else [NOTHING]))
+        inputs, notes = self._inputs(result, context)
+        result = low_rank(result, self.method, layers, inputs)
+        return result.note(*notes, *left_whole(others), *([] if ranks else [NOTHING]))
 
     def resolve(self, graph: Graph, context: Context) -> Factorise:
         """The same with `ranks` in place of `energy`, `share` or `rule`; none where no layer would become cheaper.
@@ -111,7 +112,7 @@ class Factorise:
         seen: Mapping[str, Moments] = {}
         if self.aware and self.method == "svd" and self.energy is not None:
             own = set_mode(graph.copy(), False)
-            seen = outputs_of(own, list(layers.values()), self._inputs(own, context) or [])
+            seen = outputs_of(own, list(layers.values()), self._inputs(own, context)[0] or [])
         ranks: dict[str, int | Sequence[int]] = {}
         for k, (name, layer) in enumerate(layers.items()):
             context.progress("ranks", k, len(layers))
@@ -194,8 +195,15 @@ class Factorise:
         found = by_energy(values, self.energy) if self.energy is not None else by_bayes(method, shape, values)
         return consistent(method, shape, rounded(found, limits(method, shape), self.multiple))
 
-    def _inputs(self, graph: Graph, context: Context) -> list[tuple[Tensor, ...]] | None:
-        return calibration_inputs(graph, context, "Factorise")[0] if self.aware else None
+    def _inputs(self, graph: Graph, context: Context) -> tuple[list[tuple[Tensor, ...]] | None, list[str]]:
+        """The inputs whose outputs are kept, None for none, and what is to be said of them."""
+        if not self.aware:
+            return None, []
+        if not context.calibrate and not context.validate:
+            do = "Give calibrate= or train= to the Task, or leave aware out."
+            raise InputError("Factorise: aware needs data", got="none", do=do)
+        inputs, note = calibration_inputs(graph, context, "Factorise")
+        return inputs, [note] if note else []
 
 
 def low_rank(
@@ -246,8 +254,12 @@ def ranks_of(method: str, layer: Whole, given: int | Sequence[int]) -> Ranks:
     """The ranks of a layer, checked.
 
     Raises:
-        InputError: too many or too few, below 1, or larger than the layer's matrices.
+        InputError: no whole numbers, too many or too few, below 1, or larger than the layer's matrices.
     """
+    each = list(given) if isinstance(given, (list, tuple)) else [given]
+    if any(isinstance(rank, bool) or not isinstance(rank, int) for rank in each):
+        expected = "a whole number, or a list of them"
+        raise InputError("Factorise: ranks", where=layer.name, got=repr(given), expected=expected)
     most, sides = limits(method, layer.shape), matrices(method, layer.shape)
     name = "its matrix is" if len(most) == 1 else "its matrices are"
     what = f"{name} {', '.join(f'{a} x {b}' for a, b in sides)}" if method != "cp" else "its tensor has no more"
