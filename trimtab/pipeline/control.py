@@ -16,16 +16,17 @@ from trimtab.train.evaluate import evaluate
 def control_plan(plan: Plan) -> Plan:
     """The training steps of a plan, with the same settings, and nothing else.
 
-    Quantisation-aware training counts as training of as many steps; that of exits' heads alone counts as none.
+    Quantisation-aware training counts as training of as many steps, that of a schedule of cuts once for each round.
+    That of exits' heads alone, and of alternatives block by block, counts as none: the network does not learn by it.
     """
     steps: list[Mapping[str, Any]] = []
     for step in plan.steps:
         if step["technique"] == "Distil":
             steps.append(step)
-        elif step["technique"] == "Exits" and not step.get("joint"):
-            continue  # its heads learn, and the network does not
+        elif step["technique"] == "Swap" or (step["technique"] == "Exits" and not step.get("joint")):
+            continue  # its parts learn, and the network does not
         elif step.get("train"):
-            steps.append({"technique": "Distil", **step["train"]})
+            steps += [{"technique": "Distil", **step["train"]}] * step.get("rounds", 1)
     return Plan(tuple(steps))
 
 
