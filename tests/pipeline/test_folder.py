@@ -13,7 +13,7 @@ from trimtab.core.metric import metric
 from trimtab.core.plan import Plan
 from trimtab.core.trial import Trial
 from trimtab.pipeline.deploy import FILES
-from trimtab.pipeline.folder import adopt, claim, finished, write_study
+from trimtab.pipeline.folder import adopt, claim, finished, release, write_study
 from trimtab.run.trim_file import CODED
 
 
@@ -24,6 +24,18 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"another run is in this folder.*another key.*another --out"):
         claim(folder, {"key": "b", "seed": 0})
     assert (folder / "run.json").read_text().count('"a"') == 1
+
+
+def test_a_released_folder_is_anothers_unless_a_point_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    claim(folder, {"key": "a"}).put("resolved-0", [1])
+    release(folder)
+    claim(folder, {"key": "b"}).put("resolved-0", [2])
+    (folder / "front").mkdir()
+    release(folder)
+    with pytest.raises(InputError, match="another run is in this folder"):
+        claim(folder, {"key": "a"})
+    assert (folder / "store" / "resolved-0.json").exists()
 
 
 def test_a_file_and_a_strangers_folder_are_refused(tmp_path: Path) -> None:

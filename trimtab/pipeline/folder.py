@@ -60,8 +60,9 @@ def claim(folder: Path, run: Mapping[str, Any]) -> Store:
 
 
 def release(folder: Path) -> None:
-    """Give a folder back in which nothing is but its claim, so that another run can have it."""
-    if [path.name for path in folder.iterdir()] == ["run.json"]:
+    """Give a folder back in which nothing is but its claim and the store, so that another run can have it."""
+    if {path.name for path in folder.iterdir()} <= {"run.json", "store"}:
+        shutil.rmtree(folder / "store", ignore_errors=True)
         (folder / "run.json").unlink()
         folder.rmdir()
 
