@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.core.cursor import number
-from trimtab.core.errors import FileError
+from trimtab.core.errors import FileError, InputError
 from trimtab.run.pack import pack
-from trimtab.run.trim_file import _MAGIC, _hash, decode_onnx, encode_onnx, read_trim, write_trim
+from trimtab.run.trim_file import _MAGIC, _hash, constants_in, decode_onnx, encode_onnx, read_trim, write_trim
 from trimtab.run.trim_tensor import decode_tensor, encode_tensor
 from trimtab.run.unpacked import unpacked
 
@@ -206,3 +206,69 @@ def test_only_decoding_is_folded_and_nothing_that_grows() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     assert [n.op_type for n in unpacked(model).graph.node] == ["Expand", "MatMul"]
+
+
+def branched() -> Any:
+    """A model whose branches multiply by a packed weight of their own."""
+    branches = []
+    for name, kind in (("then", "shared"), ("else", "both")):
+        packed = pack(model_of(weights(kind)))
+        whole = packed.graph
+        for node in whole.node:
+            for names in (node.input, node.output):
+                names[:] = [each if each in ("x", "") else f"{name}/{each}" for each in names]
+        for each in (*whole.initializer, *whole.output):
+            each.name = f"{name}/{each.name}"
+        branches.append(helper.make_graph(whole.node, name, [], whole.output, whole.initializer))
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])],
+        "test",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 120]),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    return helper.make_model(graph, opset_imports=packed.opset_import, ir_version=packed.ir_version)
+
+
+def test_constants_of_branches_are_decoded_and_coded_as_constants(tmp_path: Path) -> None:
+    model = branched()
+    onnx.save(model, tmp_path / "model.onnx")
+    write_trim(tmp_path / "model.onnx", tmp_path / "model.trim")
+    data = read_trim(tmp_path / "model.trim")
+    found = {a.name: a.g for a in onnx.load_from_string(data).graph.node[0].attribute}
+    for name, kind in (("then_branch", "shared"), ("else_branch", "both")):
+        assert [n.op_type for n in found[name].node] == ["MatMul", "Relu"]
+        assert np.array_equal(numpy_helper.to_array(found[name].initializer[0]), weights(kind))
+    assert [length for _, length, _, _ in constants_in(data)] == [120 * 96 * 4] * 2
+    x = np.random.default_rng(1).normal(size=(3, 120)).astype(np.float32)
+    for c in (True, False):
+        runs = [
+            onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]).run(None, {"x": x, "c": np.array(c)})
+            for each in (model.SerializeToString(), data)
+        ]
+        assert np.array_equal(runs[0][0], runs[1][0])
+
+
+def test_a_branchs_constants_in_another_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = branched()
+    model.graph.node[0].attribute[0].g.initializer[0].data_location = TensorProto.EXTERNAL
+    monkeypatch.setattr("trimtab.run.trim_file.read_onnx", lambda file: model)
+    with pytest.raises(InputError, match="lie in another file"):
+        write_trim(tmp_path / "model.onnx", tmp_path / "model.trim")
+
+
+def test_decoding_counts_what_it_holds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pack(model_of(weights("both")))
+    nodes = len(model.graph.node) - 2
+    assert nodes > 8
+    monkeypatch.setattr("trimtab.run.unpacked._MOST", 8 * 120 * 96)  # less than all nodes make together
+    assert [n.op_type for n in unpacked(model).graph.node] == ["MatMul", "Relu"]
+    monkeypatch.setattr("trimtab.run.unpacked._MOST", 120 * 96 - 1)
+    with pytest.raises(FileError, match="read ONNX: constants"):
+        unpacked(model)
+    monkeypatch.undo()
+    monkeypatch.setattr("trimtab.run.unpacked._FILE", 4 * 120 * 96)
+    with pytest.raises(FileError, match="bytes once decoded"):
+        unpacked(model)

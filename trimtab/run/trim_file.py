@@ -21,7 +21,7 @@ from trimtab.core.errors import FileError, InputError
 from trimtab.core.store import write_atomic
 from trimtab.run.runtime import read_onnx
 from trimtab.run.trim_tensor import LEAST, WIDTHS, decode_tensor, encode_tensor
-from trimtab.run.unpacked import unpacked
+from trimtab.run.unpacked import tensors_in, unpacked
 
 CODED = "model.trim"
 """The name of a coded model beside model.onnx."""
@@ -47,7 +47,7 @@ def write_trim(file: Path, out: Path) -> Path:
         FileError: it is no such file, or `out` cannot be written.
     """
     model = read_onnx(file)
-    if any(t.data_location for t in model.graph.initializer):
+    if any(t.data_location for t in tensors_in(model.graph)):
         raise InputError("trim file: the model's constants lie in another file", where=file, expected="one file")
     data = encode_onnx(unpacked(model).SerializeToString(deterministic=True))
     write_atomic(out, lambda path: path.write_bytes(data))
@@ -128,7 +128,7 @@ def constants_in(model: bytes) -> list[tuple[int, int, int, int]]:
     except DecodeError:
         return []
     found, end = [], 0
-    for tensor in parsed.graph.initializer:
+    for tensor in tensors_in(parsed.graph):
         raw = tensor.raw_data
         at = model.find(raw, end) if len(raw) >= LEAST else -1
         if at < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from trimtab.core.errors import FileError
 Array = np.ndarray[Any, Any]
 
 _MOST = 1 << 31
-"""Numbers that decoding may make, all nodes together."""
+"""Numbers that decoding may hold at once."""
+_FILE = (1 << 31) - 1
+"""Bytes of an ONNX file, at most."""
 _SAME = {
     *("Cast", "Reshape", "Slice", "CumSum", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Neg", "Not", "Identity"),
     *("TopK", "ScatterElements", "ScatterND"),
@@ -33,33 +36,77 @@ def unpacked(model: Any) -> Any:
     Raises:
         FileError: the constants cannot be decoded, or would fill the memory.
     """
-    from onnx import ModelProto, numpy_helper
+    from onnx import ModelProto
 
     copy = ModelProto()
     copy.CopyFrom(model)
-    graph = copy.graph
-    constants = {t.name: t for t in graph.initializer}
-    decoding = _decoding(graph, constants)
-    made = {name for node in decoding for name in node.output if name}
-    left = [node for node in graph.node if not made & set(node.output)]
-    read = {v.name for v in graph.output} | {name for node in left for name in _names(node)}
-    for name, value in _computed(copy, decoding, sorted(made & read)).items():
-        constants[name] = numpy_helper.from_array(value, name)
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(left)
-    graph.initializer.extend(t for name, t in constants.items() if name in read)
+    made = _unpack(copy, copy.graph, {}, 0)
+    if made + model.ByteSize() > _FILE:
+        got = f"about {made + model.ByteSize()} bytes once decoded"
+        raise FileError("read ONNX: constants", got=got, expected=f"at most {_FILE}, as a file holds")
     return copy
 
 
-def _decoding(graph: Any, constants: dict[str, Any]) -> list[Any]:
-    """The nodes that decode constants, in order.
+def _unpack(model: Any, graph: Any, outer: dict[str, Any], made: int) -> int:
+    """Decode the constants of a graph and of its branches in place.
+
+    Args:
+        model: that it is of.
+        graph: an onnx.GraphProto.
+        outer: the constants around it, by name.
+        made: bytes decoded before.
+
+    Returns:
+        Bytes decoded after it.
 
     Raises:
-        FileError: they make more numbers than memory holds.
+        FileError: as `unpacked`.
     """
-    sizes = {name: math.prod(t.dims) for name, t in constants.items()}
+    from onnx import numpy_helper
+
+    own = {t.name: t for t in graph.initializer}
+    sizes = {name: math.prod(t.dims) for name, t in (outer | own).items()}
+    decoding = _decoding(graph, outer | own, sizes)
+    results = {name for node in decoding for name in node.output if name}
+    left = [node for node in graph.node if not results & set(node.output)]
+    wanted = results & _read(graph, left)
+    peak = _peak(decoding, sizes, wanted)
+    if made + peak > _MOST:
+        raise FileError("read ONNX: constants", where=graph.name[:80], got=made + peak, expected=_MOST)
+    for name, value in _computed(model, decoding, sorted(wanted), outer | own).items():
+        own[name] = numpy_helper.from_array(value, name)
+        made += value.nbytes
+    if made > _FILE:
+        raise FileError("read ONNX: constants", where=graph.name[:80], got=f"{made} bytes decoded", expected=_FILE)
+    for inner in (g for node in left for g in graphs_of(node)):
+        made = _unpack(model, inner, outer | own, made)
+    read = _read(graph, left)  # branches read less now
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(left)
+    graph.initializer.extend(t for name, t in own.items() if name in read)
+    return made
+
+
+def graphs_of(node: Any) -> Iterator[Any]:
+    """The graphs inside a node, in the order of its bytes."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def tensors_in(graph: Any) -> Iterator[Any]:
+    """The constants of an onnx.GraphProto and of its branches, in the order of its bytes."""
+    for node in graph.node:
+        for inner in graphs_of(node):
+            yield from tensors_in(inner)
+    yield from graph.initializer
+
+
+def _decoding(graph: Any, constants: dict[str, Any], sizes: dict[str, int]) -> list[Any]:
+    """The nodes that decode constants, in order; how many numbers they give, at most, is added to `sizes`."""
     outputs = {v.name for v in graph.output}
-    found, total = [], 0
+    found = []
     for node in graph.node:
         given = [name for name in node.input if name]
         if node.domain or not given or any(name not in sizes for name in given) or outputs & set(node.output):
@@ -67,12 +114,21 @@ def _decoding(graph: Any, constants: dict[str, Any]) -> list[Any]:
         size = _size(node, [sizes[name] for name in given], constants)
         if size is None:
             continue
-        total += size
-        if total > _MOST:
-            raise FileError("read ONNX: constants", where=node.name or node.op_type, got=total, expected=_MOST)
         sizes |= {name: size for name in node.output if name}
         found.append(node)
     return found
+
+
+def _peak(nodes: list[Any], sizes: dict[str, int], kept: set[str]) -> int:
+    """How many numbers nodes hold at once, at most, where each goes after its last reader but for those kept."""
+    last = {name: i for i, node in enumerate(nodes) for name in (*node.output, *node.input) if name}
+    made = {name for node in nodes for name in node.output if name} - kept
+    live = most = 0
+    for i, node in enumerate(nodes):
+        live += sum(sizes[name] for name in node.output if name)
+        most = max(most, live)
+        live -= sum(sizes[name] for name in {*node.output, *node.input} & made if last[name] == i)
+    return most
 
 
 def _size(node: Any, given: list[int], constants: dict[str, Any]) -> int | None:
@@ -93,7 +149,7 @@ def _size(node: Any, given: list[int], constants: dict[str, Any]) -> int | None:
     return max(0, math.prod(int(n) for n in numpy_helper.to_array(shape)))
 
 
-def _computed(model: Any, nodes: list[Any], wanted: list[str]) -> dict[str, Array]:
+def _computed(model: Any, nodes: list[Any], wanted: list[str], constants: dict[str, Any]) -> dict[str, Array]:
     """What nodes of constants give, computed by ONNX Runtime as it would at load."""
     import onnxruntime
     from onnx import ModelProto, ValueInfoProto
@@ -105,7 +161,7 @@ def _computed(model: Any, nodes: list[Any], wanted: list[str]) -> dict[str, Arra
     part.graph.name = "constants"
     part.graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
-    part.graph.initializer.extend(t for t in model.graph.initializer if t.name in read)
+    part.graph.initializer.extend(t for name, t in constants.items() if name in read)
     part.graph.output.extend(ValueInfoProto(name=name) for name in wanted)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -117,12 +173,11 @@ def _computed(model: Any, nodes: list[Any], wanted: list[str]) -> dict[str, Arra
         raise FileError("read ONNX: constants that cannot be decoded", got=line[:200]) from error
 
 
+def _read(graph: Any, nodes: list[Any]) -> set[str]:
+    """Every name that nodes of a graph read, and its outputs."""
+    return {v.name for v in graph.output} | {name for node in nodes for name in _names(node)}
+
+
 def _names(node: Any) -> set[str]:
     """Every name that a node or the graphs inside it read."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            found |= {v.name for v in inner.output}
-            for each in inner.node:
-                found |= _names(each)
-    return found
+    return set(node.input).union(*(_read(inner, list(inner.node)) for inner in graphs_of(node)))
