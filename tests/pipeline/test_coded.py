@@ -36,21 +36,36 @@ def skewed() -> np.ndarray[Any, Any]:
 
 def test_what_a_point_takes_on_disk_in_memory_and_in_time(tmp_path: Path) -> None:
     file = written(skewed(), tmp_path / "model.onnx")
-    found = coded(tmp_path)
+    found, told = coded(tmp_path)
+    assert told == ()
     assert found["coded_size"].value == (tmp_path / CODED).stat().st_size < 0.9 * file.stat().st_size
     assert found["decoded_size"].value > 128 * 128 * 4
     assert found["decode_time"].value > 0
     assert {name: m.unit for name, m in found.items()} == {
         "coded_size": "byte", "decoded_size": "byte", "decode_time": "s",
     }  # fmt: skip
-    assert coded(tmp_path)["coded_size"] == found["coded_size"]  # once written, it is only measured
+    assert coded(tmp_path)[0]["coded_size"] == found["coded_size"]  # once written, it is only measured
 
 
 def test_one_that_saves_little_is_not_kept(tmp_path: Path) -> None:
     written(np.frombuffer(np.random.default_rng(0).bytes(1 << 14), np.float16).astype(np.float32).reshape(64, -1),
             tmp_path / "model.onnx")  # fmt: skip
-    assert coded(tmp_path) == {}
+    assert coded(tmp_path) == ({}, ())
     assert not (tmp_path / CODED).exists()
+
+
+def test_one_that_cannot_be_coded_is_a_sentence_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(skewed(), tmp_path / "model.onnx")
+    monkeypatch.setattr("trimtab.run.unpacked._MOST", 100)
+    metrics, told = coded(tmp_path)
+    assert metrics == {}
+    assert len(told) == 1
+    assert told[0].startswith("model.onnx was not entropy-coded: read ONNX: constants")
+    assert not (tmp_path / CODED).exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("trimtab.pipeline.coded.write_trim", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        coded(tmp_path)
 
 
 def test_encode_and_decode_on_the_command_line(

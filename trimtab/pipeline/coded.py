@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from trimtab.core.errors import FileError
 from trimtab.core.metric import Metric, metric
 from trimtab.run.device import MODEL
 from trimtab.run.runtime import onnx_files
@@ -16,8 +17,10 @@ _WORTH = 0.9
 _TIMES = 3
 
 
-def coded(folder: Path) -> dict[str, Metric]:
+def coded(folder: Path) -> tuple[dict[str, Metric], tuple[str, ...]]:
     """Write model.trim beside model.onnx where it is smaller by a tenth; what it takes, or nothing without one.
+
+    A file that cannot be coded is a sentence for the report: the network is as good without.
 
     `size` stays what the winning runtime reads: a coded file must be decoded before it is loaded.
 
@@ -27,10 +30,19 @@ def coded(folder: Path) -> dict[str, Metric]:
     file, target = folder / MODEL, folder / CODED
     size = file.stat().st_size
     if len(onnx_files(file)) > 1 or size > MOST:
-        return {}
+        return {}, ()
+    try:
+        return _measured(file, target), ()
+    except FileError as error:
+        target.unlink(missing_ok=True)
+        return {}, (f"{MODEL} was not entropy-coded: {error}",)
+
+
+def _measured(file: Path, target: Path) -> dict[str, Metric]:
+    """What the coded file takes, written where it is not there; nothing where it saves little."""
     if not target.exists():
         write_trim(file, target)
-        if target.stat().st_size > _WORTH * size:
+        if target.stat().st_size > _WORTH * file.stat().st_size:
             target.unlink()
             return {}
     times, decoded = [], 0

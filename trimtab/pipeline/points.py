@@ -35,7 +35,7 @@ class Point:
         metrics: everything else, without a score of data to prove on.
         validate: its score on the data to choose on; None without.
         reference: the file that latency ratios count from, the original's, in int8 where the device has nothing else.
-        dropped: steps that did not pay, one sentence each.
+        dropped: steps that did not pay, and a file that could not be coded, one sentence each.
     """
 
     name: str
@@ -96,11 +96,12 @@ def point(prepared: Prepared, folder: Path, name: str, plan: Plan, original: Poi
     if is_integer(plan):
         device.check(file, timed.runtime)
     size = size_of(device, file) if timed.metrics else onnx_size(file)
-    metrics = {"size": size, **coded(own), **_counted(graph, target.batch)}
+    taken, told = coded(own)
+    metrics = {"size": size, **taken, **_counted(graph, target.batch)}
     if original is not None:
         ratio = onnx_size(original.file).value / size.value
         metrics["size_ratio"] = metric("size_ratio", ratio, "measured", n=1, how="of bytes on disk")
-    return Point(name, plan, file, timed, metrics, _validated(prepared, file, timed.runtime), reference)
+    return Point(name, plan, file, timed, metrics, _validated(prepared, file, timed.runtime), reference, told)
 
 
 def originals(prepared: Prepared, folder: Path) -> list[Point]:
