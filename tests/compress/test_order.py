@@ -49,6 +49,8 @@ def test_every_public_technique_has_a_place_in_the_table() -> None:
         [technique("Sparsify", pattern="free"), Prune(ratio=0.5), technique("Sparsify", pattern="2:4"), Quantise()],
         [technique("Swap"), technique("Factorise"), Distil(steps=1), technique("Exits"), Equalise(), Quantise()],
         [technique("Share"), Prune(ratio=0.5), Quantise(weight={"bits": 8, "per": "tensor"})],
+        [technique("Share"), Quantise(weight={"per": "tensor"}, layers={"conv1": {"bits": 4}})],
+        [technique("Gates"), technique("Share", train=None), Quantise(weight={"per": "tensor"})],
         [],
     ],
 )  # fmt: skip
@@ -70,6 +72,16 @@ def test_sensible_orders_are_taken(chain: list[Any]) -> None:
         ([technique("Share"), Distil(steps=1)], "the shared values come apart"),
         ([technique("Share"), Quantise()], "'per': 'tensor'"),
         ([technique("Share"), Quantise(weight={"bits": 4, "per": "channel"})], "a scale for each channel"),
+        (
+            [technique("Share"), Quantise(weight={"per": "tensor"}, train={"steps": 3})],
+            "where it trains, each weight moves by itself, .* Leave out its train",
+        ),
+        (
+            [technique("Share"), Quantise(weight={"per": "tensor"}, layers={"conv1": {"per": "channel"}})],
+            "a scale for each channel",
+        ),
+        ([technique("Exits"), technique("Share", train={"steps": 3})], "where they train, the answers"),
+        ([technique("Gates"), Quantise(train={"steps": 3})], "where they train, the answers"),
         ([technique("Exits"), Prune(ratio=0.5)], "thresholds were chosen"),
         ([technique("Gates"), technique("Exits")], "thresholds were chosen"),
         ([technique("Tie"), technique("Factorise")], "what was tied comes apart"),

@@ -20,7 +20,9 @@ class Refusal:
         do: what to do instead.
         only: a setting of the first one and what must stand in it, such as `("pattern", ":")`.
         unless: a setting of the second one and its value with which it can follow after all, such as `("per",
-            "tensor")`; it is looked for in the technique's settings and one level below.
+            "tensor")`; it is looked for in the technique's settings and one level below, and no setting of a single
+            layer may say otherwise.
+        given: a setting of the second one without which it can follow, such as `train`.
     """
 
     before: tuple[str, ...]
@@ -29,6 +31,7 @@ class Refusal:
     do: str
     only: tuple[str, str] | None = None
     unless: tuple[str, str] | None = None
+    given: str | None = None
 
 
 STRUCTURE = ("Prune", "RemoveBlocks", "Factorise", "Swap", "Experts")
@@ -96,10 +99,24 @@ REFUSED: tuple[Refusal, ...] = (
         unless=("per", "tensor"),
     ),
     Refusal(
+        ("Share",),
+        ("Quantise",),
+        "where it trains, each weight moves by itself, and the shared values come apart",
+        "Leave out its train, and train before, or inside: share(train={'steps': 300}).",
+        given="train",
+    ),
+    Refusal(
         DYNAMIC,
         (*STRUCTURE, "Sparsify", "Tie", "Distil", "Recalibrate", *DYNAMIC),
         "its thresholds were chosen for the answers of the network as it was",
         "Put it after all that changes them; equalise, smooth, share and quantise may follow.",
+    ),
+    Refusal(
+        DYNAMIC,
+        ("Share", "Quantise"),
+        "where they train, the answers are no longer those that its thresholds were chosen for",
+        "Leave out their train, or put it after them.",
+        given="train",
     ),
     Refusal(
         ("Equalise", "Smooth", "Share"),
@@ -114,7 +131,7 @@ REFUSED: tuple[Refusal, ...] = (
 def refusal(before: Technique, after: Technique) -> Refusal | None:
     """Why one technique can't follow another; None where it can."""
     first, second = type(before).__name__, type(after).__name__
-    named = (r for r in REFUSED if first in r.before and second in r.after)
+    named = (r for r in REFUSED if first in r.before and second in r.after and _gives(r, after))
     return next((r for r in named if _concerned(r, before) and not _excused(r, after)), None)
 
 
@@ -138,10 +155,15 @@ def _concerned(found: Refusal, technique: Technique) -> bool:
     return found.only is None or found.only[1] in str(vars(technique).get(found.only[0]))
 
 
+def _gives(found: Refusal, technique: Technique) -> bool:
+    return found.given is None or bool(vars(technique).get(found.given))
+
+
 def _excused(found: Refusal, technique: Technique) -> bool:
     if found.unless is None:
         return False
     name, value = found.unless
     settings = vars(technique)
     inner = [s[name] for s in settings.values() if isinstance(s, Mapping) and name in s]
-    return value in [settings.get(name), *inner]
+    single = [s[name] for s in settings.get("layers", {}).values() if name in s]
+    return value in [settings.get(name), *inner] and all(each == value for each in single)
