@@ -58,3 +58,21 @@ def test_sparse_layers_tell_the_share_of_their_zeros() -> None:
     assert both is not None
     assert "few bits" in both
     assert "are sparse" in both
+
+
+def test_levels_that_are_zero_are_not_sparse_where_they_are_stored_as_any_others() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()
+        for layer in network:
+            nn.init.normal_(layer.weight)
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    graph = set_mode(capture(network, x[:2]), False)
+    weight = {"bits": 4, "per": "tensor"}
+    made = Quantise(weight=weight).apply(graph, Context(Task(network, x[:2]), calibrate=(x,)))
+    levels = [t for t in made.tensors().values() if t.dtype == torch.int8 and t.ndim == 2]
+    assert [float((t == 0).float().mean()) > 0.2 for t in levels] == [True, True]
+    rows = layer_rows(graph, made)
+    assert [row["precision"] for row in rows] == ["int4", "int4"]
+    assert not any("zeros" in row for row in rows)
+    assert "sparse" not in str(stored_only(rows))

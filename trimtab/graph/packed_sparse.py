@@ -14,8 +14,8 @@ from trimtab.core.errors import FileError
 from trimtab.graph.bits import packed_bytes
 
 _TYPES = (torch.float32, torch.int8)
-_SPARSE = 0.2
-"""Share of zeros under which none is looked at."""
+SPARSE = 0.2
+"""The share of a weight's values that are exactly zero from which it counts as sparse."""
 
 
 def split_sparse(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -24,7 +24,7 @@ def split_sparse(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     Args:
         tensor: on the CPU, contiguous. A zero is +0: what comes back is the very same.
     """
-    if tensor.dtype not in _TYPES or int((tensor == 0).sum()) < max(_SPARSE * tensor.numel(), 1):
+    if tensor.dtype not in _TYPES or int((tensor == 0).sum()) < max(SPARSE * tensor.numel(), 1):
         return None
     flat = tensor.reshape(-1)
     ones = flat.view(torch.int32 if flat.dtype is torch.float32 else torch.int8) != 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from trimtab.graph.model import Graph
-from trimtab.train.zeros import SPARSE
+from trimtab.graph.packed_sparse import SPARSE
+from trimtab.run.pack_sparse import masked
 
 FEW = ("binary", *(f"int{bits}" for bits in range(2, 8)))
 """Precisions of weights that no runtime here has a kernel for."""
@@ -19,7 +20,7 @@ def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
     """For each weight matrix or kernel of the original: its shape, its shape in what was made of it, its precision.
 
     A layer that was removed has no shape after; one that became a chain of layers has the number of their weights. A
-    sparse one tells the share of its zeros.
+    sparse one tells the share of its zeros; integers among which zeros are as any others do not.
     """
     after, integers = made.tensors(), dict(_integers(made))
     rows = []
@@ -36,8 +37,16 @@ def layer_rows(original: Graph, made: Graph) -> list[dict[str, Any]]:
             "precision": next(iter(sorted(kinds)), None),
         }
         zeros = sum(int((t == 0).sum()) for t in parts.values()) / max(sum(t.numel() for t in parts.values()), 1)
-        rows.append(row | ({"zeros": zeros} if zeros >= SPARSE else {}))
+        sparse = zeros >= SPARSE and all(_without_zeros(t, kinds) for t in parts.values())
+        rows.append(row | ({"zeros": zeros} if sparse else {}))
     return rows
+
+
+def _without_zeros(tensor: torch.Tensor, kinds: Collection[str]) -> bool:
+    """Whether a sparse tensor is stored without its zeros: levels of a few bits may be smaller as they are."""
+    if tensor.is_floating_point():
+        return True
+    return not any(kind.endswith(" by group") for kind in kinds) and masked(tensor.cpu().numpy())
 
 
 def _chain(after: Mapping[str, torch.Tensor], weight: str) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trimtab.graph.bits import STORED, bits_needed, stream
+from trimtab.graph.packed_sparse import SPARSE
 from trimtab.graph.shared import LARGEST, codebook_of
 from trimtab.run.bits import cost_of, integers
 from trimtab.run.narrow import narrowest
@@ -28,8 +29,6 @@ Array = np.ndarray[Any, Any]
 
 _LEAST = 256
 """Elements under which a constant stays as it is."""
-_SPARSE = 0.2
-"""Share of zeros under which none is looked at."""
 _NIBBLE = 4
 _NODES, _MORE = 330, 290
 """Bytes in the file of the nodes and small constants of a mask, and of one that is stored as sparse itself, about."""
@@ -51,6 +50,17 @@ def store_sparse(work: Work) -> bool:
     return bool(found)
 
 
+def masked(value: Array) -> bool:
+    """Whether a constant of such values, fp32 or int8 levels, gets smaller without its zeros."""
+    from trimtab.run.work import Work
+
+    return _looked_at(value) and _pays(Work([], {}, (), ()), value)
+
+
+def _looked_at(value: Array) -> bool:
+    return value.size >= _LEAST and 0 < int(np.count_nonzero(value)) <= (1 - SPARSE) * value.size
+
+
 def _candidates(work: Work) -> Iterator[tuple[str, Array]]:
     from onnx import TensorProto
 
@@ -66,7 +76,7 @@ def _candidates(work: Work) -> Iterator[tuple[str, Array]]:
         kind = work.constants[name].data_type
         floats, integer = kind == TensorProto.FLOAT, kind == TensorProto.INT8 and name in levels - others
         value = work.array(name) if name not in kept and (floats or integer) else None
-        if value is not None and value.size >= _LEAST and 0 < np.count_nonzero(value) <= (1 - _SPARSE) * value.size:
+        if value is not None and _looked_at(value):
             yield name, value
 
 
