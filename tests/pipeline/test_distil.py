@@ -199,6 +199,8 @@ def test_a_teacher_with_its_inputs_in_another_order_is_given_each_by_its_name(st
         (Length(hours=0.0), {}, "how long: got 0.0, expected above 0"),
         (Length(3), {"alpha": 2}, "alpha: got 2"),
         (Length(3), {"colour": 2}, "unknown setting 'colour'"),
+        (Length(3), {"weights": [1, 2]}, "distil: weights: got 2 of 1 teachers"),
+        (Length(3), {"relations": {"method": "rkd", "places": {"nowhere": "nowhere"}}}, "nowhere"),
     ],
 )
 def test_what_is_wrong_is_said_first(
@@ -206,6 +208,12 @@ def test_what_is_wrong_is_said_first(
 ) -> None:
     with pytest.raises(InputError, match=told):
         distil(teacher, student, length, settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_there_is_no_distilling_without_a_teacher(student: Task, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="distil: teacher: got none"):
+        distil([], student, Length(3), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -220,6 +228,14 @@ def test_new_weights_are_drawn_from_the_seed_by_each_layer() -> None:
         fresh(model, 0)
 
 
+def test_attention_draws_its_weights_anew() -> None:
+    model = nn.MultiheadAttention(8, 2)
+    one, again, other = fresh(model, 1), fresh(model, 1), fresh(model, 2)
+    assert torch.equal(one.in_proj_weight, again.in_proj_weight)
+    assert not torch.equal(one.in_proj_weight, other.in_proj_weight)
+    assert not one.out_proj.bias.any()  # as torch makes it
+
+
 def test_the_command_refuses_what_is_no_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
         ((str(tmp_path), "digits", "--steps", "3"), "the teacher's folder holds no network"),
@@ -229,3 +245,17 @@ def test_the_command_refuses_what_is_no_teacher(tmp_path: Path, capsys: pytest.C
     ):
         assert status(["distil", *arguments]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_a_folder_without_a_network_does_not_hide_a_task_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab.cli import distil as command
+    from trimtab.pipeline import load as loading
+
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_task", lambda text: f"task {text}")
+    assert command._teacher("digits") == "task digits"
+    (tmp_path / "digits" / "model.trim.json").write_text("{}")
+    assert command._teacher("digits") == Path("digits")

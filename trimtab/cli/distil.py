@@ -93,12 +93,12 @@ def _method(option: str, text: str) -> dict[str, Any]:
 
 def _teacher(text: str) -> Task | Path:
     """A folder with a saved network, else a task."""
-    from trimtab.pipeline.load import load_task
+    from trimtab.pipeline.load import BUILT_IN, load_task
 
     folder = Path(text)
-    if folder.is_dir():
-        if not (folder / "model.trim.json").is_file():
-            do = "Give the folder of a run, or a task."
-            raise InputError("distil: the teacher's folder holds no network", where=folder, do=do)
+    if (folder / "model.trim.json").is_file():
         return folder
+    if folder.is_dir() and text not in BUILT_IN:
+        do = "Give the folder of a run, or a task."
+        raise InputError("distil: the teacher's folder holds no network", where=folder, do=do)
     return load_task(text)

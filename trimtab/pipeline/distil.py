@@ -31,9 +31,11 @@ from trimtab.pipeline.points import Point, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, weights
 from trimtab.pipeline.prove import targets_of, tested
 from trimtab.train.checkpoint import identity
+from trimtab.train.compared import choose
 from trimtab.train.evaluate import paired_drop
 from trimtab.train.fresh import fresh as with_new_weights
 from trimtab.train.loop import steps_for
+from trimtab.train.recipe import Distillation
 
 Teacher = Task | Path | str
 """A task whose model teaches, or the folder of a network that trimtab saved."""
@@ -89,6 +91,8 @@ def distil(
     """
     length.check()
     many = [teacher] if isinstance(teacher, (Task, Path, str)) else list(teacher)
+    if not many:
+        raise InputError("distil: teacher", got="none", expected="a task, the folder of a saved network, or several")
     task = replace(student, model=with_new_weights(student.model, seed)) if fresh else student
     where = parse(target) if isinstance(target, str) else target
     folder = Path(out) if out is not None else Path("runs") / task.name
@@ -97,6 +101,7 @@ def distil(
     graphs = [matching(_graph(each), each, prepared.graph, task) for each in many]
     hashes = tuple(identity(graph) for graph in graphs)
     chosen = _chosen(prepared.graph, {**(settings or {}), "teachers": hashes}, seed, fresh)
+    _check_taught(chosen.distillation(), prepared.graph, graphs)
     wanted = {"steps": length.steps, "hours": length.hours, "distil": step_of(chosen)}
     store = claim(folder, {"key": prepared.key, "target": where.name, "seed": seed, "task": task.name, **wanted})
     context = replace(prepared.context, store=store, teacher=graphs[0], teachers=tuple(graphs[1:]))
@@ -198,6 +203,15 @@ def _chosen(graph: Graph, settings: Mapping[str, Any], seed: int, fresh: bool) -
     found: Distil = made(Distil, {"steps": 1, "seed": seed, **plain, **settings})
     found.recipe()
     return found
+
+
+def _check_taught(settings: Distillation, student: Graph, teachers: Sequence[Graph]) -> None:
+    """InputError where the weights are not those of the teachers, or a place to compare is not there."""
+    if settings.weights and len(settings.weights) != len(teachers):
+        got = f"{len(settings.weights)} of {len(teachers)} teachers"
+        raise InputError("distil: weights", got=got, expected="one for each teacher, or none")
+    if settings.inner:
+        choose(student, teachers[0], settings)
 
 
 def _settled(prepared: Prepared, chosen: Distil, length: Length) -> Distil:
