@@ -158,8 +158,8 @@ def _read_bitmap(cursor: Cursor, rows: int, columns: int) -> Array:
         if len(found) and int(found.max()) >= count:
             raise cursor.wrong(f"class {found.max()}", f"below {count}")
         classes.append(found.astype(np.uint8))
-    sizes = np.outer(*([np.count_nonzero(c == i) for i in range(n)] for c, n in zip(classes, counts, strict=True)))
-    bits = codec.decode(cursor.take(cursor.left), [int(n) for n in sizes.reshape(-1)])
+    high, wide = ([int(np.count_nonzero(c == i)) for i in range(n)] for c, n in zip(classes, counts, strict=True))
+    bits = codec.decode(cursor.take(cursor.left), [a * b for a in high for b in wide])
     highest = max(int(each.max(initial=0)) for each in bits)
     if highest > 1:
         raise cursor.wrong(f"a bit of {highest}", "0 or 1")
@@ -186,7 +186,7 @@ def _merged(bits: list[Array], rows: Array, columns: Array) -> Array:
             ends = taken + np.bincount(pairs, minlength=len(bits))
             flat = np.empty(piece.size, bool)
             flat[np.argsort(pairs, kind="stable")] = np.concatenate(
-                [part[start:end] > 0 for part, start, end in zip(bits, taken, ends, strict=True)]
+                [each[start:end] > 0 for each, start, end in zip(bits, taken, ends, strict=True)]
             )
             piece[:] = flat.reshape(piece.shape)
             taken = ends
