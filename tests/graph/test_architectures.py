@@ -156,7 +156,8 @@ def test_capture_train_save_count_and_fuse(name, tmp_path):
     small = for_inference(graph)
     torch.testing.assert_close(first(small(*x)), expected, rtol=1e-4, atol=1e-4)
     save(small, tmp_path, "small")
-    torch.testing.assert_close(first(load(tmp_path, "small")(*x)), first(small(*x)), rtol=0, atol=0)
+    # below the smallest normal number, where random weights lead this far down, kernels may flush to zero
+    torch.testing.assert_close(first(load(tmp_path, "small")(*x)), first(small(*x)), rtol=0, atol=1.2e-38)
     whole = total(graph)
     assert whole.parameters == sum(p.numel() for p in graph.net.parameters())
     assert whole.macs > 0

@@ -161,11 +161,17 @@ def test_narrow_floats_are_stored_narrow_and_computed_wide(
     weights = {name: t for name, t in held(path).items() if name.endswith("weight")}
     assert sorted(weights) == ["along.weight", "first.weight", "flat.weight", "wide.weight"]
     for name, tensor in weights.items():
-        assert len(tensor.raw_data) == bytes_each * graph.tensors()[name].numel()
+        # of the few values that fp8 has near zero, indices of fewer bits may be smaller still
+        most = bytes_each * graph.tensors()[name].numel()
+        assert len(tensor.raw_data) <= most if kind == "fp8" else len(tensor.raw_data) == most
     assert "Cast" not in kernels(path, tmp_path)
     report = require_integer(path, "onnxruntime")
-    assert len(smaller(report, "onnxruntime")) == 1
-    assert f"stored in {kind}: flat, wide, along, first" in smaller(report, "onnxruntime")[0]
+    said = smaller(report, "onnxruntime")
+    assert f"stored in {kind}: flat" in said[0]
+    assert sorted(name for line in said for name in line[:-1].rpartition(": ")[2].split(", ")) == [
+        *("along", "first", "flat", "wide")
+    ]
+    assert len(said) == 1 or kind == "fp8"
 
 
 def branch(kinds: str, width: int, kernel: int) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trimtab.core.errors import InputError, TrimtabError
+from trimtab.core.errors import DivergedError, InputError
 from trimtab.core.store import Store
 from trimtab.core.task import Arrays
 from trimtab.graph.capture import capture
@@ -276,7 +276,7 @@ def test_several_inputs_and_outputs():
 
 def test_a_loss_that_is_not_finite_names_step_and_rate():
     graph, context = setting(loss=lambda outputs, target: outputs.mean() * math.nan)
-    with pytest.raises(TrimtabError, match=r"step 1 of 12, lr 0.002: got nan. Lower lr below 0.05"):
+    with pytest.raises(DivergedError, match=r"step 1 of 12, lr 0.002: got nan. Lower lr below 0.05"):
         fit_network(graph, context, PLAIN)
 
 

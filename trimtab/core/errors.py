@@ -38,6 +38,10 @@ class TrimtabError(Exception):
         super().__init__(" ".join(line.split()))
 
 
+class DivergedError(TrimtabError, RuntimeError):
+    """A training whose loss is no number any more; a search goes on without that network."""
+
+
 class InputError(TrimtabError):
     """What the user gave is wrong: a task, a setting, a file, a batch. Exit status 2."""
 

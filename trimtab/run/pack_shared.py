@@ -13,6 +13,7 @@ import numpy as np
 from trimtab.graph.bits import STORED, bits_needed
 from trimtab.graph.shared import LARGEST, Codebook, codebook_of
 from trimtab.run.bits import cost_of, integers
+from trimtab.run.narrow import narrowest
 
 if TYPE_CHECKING:
     from trimtab.run.work import Work
@@ -40,7 +41,10 @@ def store_shared(work: Work) -> None:
         found, turned = codebook_of(value), False
         if found is None and value.ndim == 2:
             found, turned = codebook_of(np.ascontiguousarray(value.T)), True
-        if found is None or found.entries > LARGEST or cost_of_codebook(work, found) >= value.nbytes:
+        if found is None or found.entries > LARGEST:
+            continue
+        narrow = narrowest(value)
+        if cost_of_codebook(work, found) >= (value.nbytes if narrow is None else len(narrow[1])):
             continue
         whole = f"{name}/shared"
         work.replace({name: whole})

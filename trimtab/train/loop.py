@@ -41,7 +41,7 @@ def fit_network(graph: Graph, context: Context, recipe: Recipe) -> Graph:
 
     Raises:
         InputError: a setting is out of range, or the data do not fit.
-        TrimtabError: the loss became NaN or infinite.
+        DivergedError: the loss became NaN or infinite.
     """
     if recipe.check().steps == 0:
         return graph.copy()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.context import Context
-from trimtab.core.errors import InputError, TrimtabError
+from trimtab.core.errors import DivergedError, InputError
 from trimtab.core.store import digest
 from trimtab.core.task import Batch, Task
 from trimtab.graph.fuse import fold_batch_norm
@@ -146,7 +146,7 @@ def advance(training: Training, batch: Batch, task: Task, recipe: Recipe) -> Non
 
     Raises:
         InputError: the batch does not fit.
-        TrimtabError: the loss is NaN or infinite; the weights are then those before the step.
+        DivergedError: the loss is NaN or infinite; the weights are then those before the step.
     """
     torch.manual_seed(int(digest("step", recipe.seed, training.steps)[:8], 16))
     lr = rate(recipe, training.steps)
@@ -157,7 +157,7 @@ def advance(training: Training, batch: Batch, task: Task, recipe: Recipe) -> Non
         penalty = rule.penalty(training, state, recipe)
         loss = loss if penalty is None else loss + penalty
     if not math.isfinite(float(loss.detach())):
-        raise TrimtabError(
+        raise DivergedError(
             "train: the loss is not finite",
             where=f"step {training.steps + 1} of {recipe.steps}, lr {lr:.3g}",
             got=float(loss.detach()),
