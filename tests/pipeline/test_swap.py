@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tests.compress.swappable import Wide
 from trimtab.compress.swap.technique import Swap
 from trimtab.core.errors import InputError
 from trimtab.core.goal import Goal
+from trimtab.core.metric import metric
 from trimtab.core.store import Store
 from trimtab.core.target import Target
 from trimtab.core.task import Arrays, Task, accuracy
@@ -22,7 +25,7 @@ from trimtab.hardware.layer import Layer
 from trimtab.pipeline import swap as module
 from trimtab.pipeline.compress import compress
 from trimtab.pipeline.prepare import prepare
-from trimtab.pipeline.swap import swap, together
+from trimtab.pipeline.swap import _budgets, swap, together
 
 
 def task(train: bool = True) -> Task:
@@ -89,3 +92,13 @@ def test_without_data_to_choose_on_there_is_one_sentence(tmp_path: Path) -> None
     bare = replace(task(), validate=None, test=None, score=None)
     with pytest.raises(InputError, match="no data to choose on"):
         swap(bare, "cpu:precision=fp32", technique=TECHNIQUE, out=tmp_path / "run")
+
+
+def test_a_wanted_ratio_counts_from_the_original_in_the_default_runtime() -> None:
+    latency = metric("latency", 1.0, "measured", n=1), metric("latency_ratio", 1.5, "measured", n=1)
+    clocked = SimpleNamespace(metrics=dict(zip(("latency", "latency_ratio"), latency, strict=True)))
+    original: Any = SimpleNamespace(metrics={}, clocked=clocked)
+    run: Any = SimpleNamespace(goal=Goal(at_least={"latency_ratio": 2.0}))
+    assert 0.75 in _budgets(run, original)  # 1.5 s / 2 of the 1 s that it takes in the runtime that is fastest
+    run.goal = Goal(at_most={"latency": 0.5})
+    assert 0.5 in _budgets(run, original)

@@ -22,7 +22,7 @@ from trimtab.core.trial import Trial
 from trimtab.pipeline.candidates import Candidate, bounds_of
 from trimtab.pipeline.fit import Result, Run, conclude
 from trimtab.pipeline.folder import claim
-from trimtab.pipeline.pays import faster, paying, sized
+from trimtab.pipeline.pays import faster, paying, reference_latency, sized
 from trimtab.pipeline.points import Point, originals, point
 from trimtab.pipeline.prepare import Prepared, prepare, settled
 from trimtab.pipeline.recover import Recovered, recover
@@ -160,8 +160,9 @@ def _candidates(run: Run, technique: Swap, whole: Programme, original: Point) ->
 def _budgets(run: Run, original: Point) -> tuple[float, ...]:
     """The budgets, and one for the goal's bound on the latency."""
     baseline = {name: m.value for name, m in {**original.metrics, **original.clocked.metrics}.items()}
-    bound = bounds_of(run.goal, baseline).get("latency")
-    some = {*BUDGETS, *([bound / baseline["latency"]] if bound is not None else [])}
+    latency = baseline.get("latency")
+    bounds = bounds_of(run.goal, baseline | ({} if latency is None else {"latency": reference_latency(original)}))
+    some = {*BUDGETS, *([bounds["latency"] / latency] if latency is not None and "latency" in bounds else [])}
     return tuple(sorted((b for b in some if 0 < b < 1), reverse=True))
 
 
