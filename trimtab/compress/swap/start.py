@@ -141,7 +141,7 @@ def fitted(x: Tensor, y: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, Tenso
     right = torch.zeros(size, channels, dtype=torch.float64, device=x.device)
     # by chance: steps of equal length would meet the same columns again and again
     drawn = torch.randperm(n * wanted.shape[2], generator=torch.Generator().manual_seed(0))[:_ROWS].to(x.device)
-    for some in drawn.split(_CHUNK):
+    for some in torch.split(drawn, _CHUNK):
         sample, at = some // wanted.shape[2], some % wanted.shape[2]
         rows = functional.pad(_patches(flat, sample, at, sides).double(), (0, 1), value=1.0)
         gram += rows.T @ rows
