@@ -77,6 +77,16 @@ def test_distillation_holds_zeros_by_itself():
     assert torch.equal(trained.tensors()["conv1.weight"] == 0, graph.tensors()["conv1.weight"] == 0)
 
 
+def test_a_weight_that_is_zero_as_a_whole_learns():
+    graph, context = sparse()
+    with torch.no_grad():
+        graph.tensors()["conv1.weight"].zero_()
+    assert not has_sparse(graph)
+    assert begin(graph, context, replace(PLAIN, rules=(HoldZeros(),))).states == [{}]
+    everything = begin(graph, context, replace(PLAIN, rules=(HoldZeros(least=0.0),))).states[0]
+    assert list(everything) == ["conv1.weight"]  # as a mask that was asked for
+
+
 def levels_of(graph):
     (name,) = [n for n, t in graph.tensors().items() if t.dtype == torch.int8 and t.shape == (8, 3, 3, 3)]
     return graph.tensors()[name]

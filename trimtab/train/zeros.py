@@ -10,21 +10,20 @@ import torch
 from torch import Tensor
 
 from trimtab.graph.model import Graph
+from trimtab.graph.packed_sparse import SPARSE
 from trimtab.train.rule import State
 
 if TYPE_CHECKING:
     from trimtab.train.recipe import Recipe
     from trimtab.train.step import Training
 
-SPARSE = 0.2
-"""The share of a weight's values that are exactly zero from which it counts as sparse."""
-
 
 @dataclass(frozen=True)
 class HoldZeros:
     """Values that are exactly zero when the training begins are zero after every step, and in its moving average.
 
-    Of parameters of at least two dimensions, whatever momentum and weight decay would make of them.
+    Of parameters of at least two dimensions, whatever momentum and weight decay would make of them. A weight that is
+    zero as a whole is one that has yet to learn, and is held with `least=0` only.
 
     Args:
         least: the share of zeros from which a weight is held.
@@ -35,7 +34,7 @@ class HoldZeros:
     def begin(self, training: Training, recipe: Recipe) -> State:
         """For each sparse weight, where it is zero."""
         found = trained(training)
-        return {name: value.detach() == 0 for name, value in found.items() if is_sparse(value, self.least)}
+        return {name: value.detach() == 0 for name, value in found.items() if _partly(value, self.least)}
 
     def penalty(self, training: Training, state: State, recipe: Recipe) -> Tensor | None:
         """None."""
@@ -75,6 +74,11 @@ def is_sparse(weight: Tensor, least: float = SPARSE) -> bool:
     return zeros >= max(least * weight.numel() * (1 - 1e-9), 1)  # shares of whole numbers round
 
 
+def _partly(weight: Tensor, least: float = SPARSE) -> bool:
+    """Whether a weight is sparse, and not zero as a whole; with `least` 0, whether it has any zero."""
+    return is_sparse(weight, least) and (least == 0 or bool(weight.any()))
+
+
 def has_sparse(graph: Graph) -> bool:
     """Whether a graph holds a sparse weight that learns."""
-    return any(p.requires_grad and p.ndim > 1 and is_sparse(p.detach()) for p in graph.net.parameters())
+    return any(p.requires_grad and p.ndim > 1 and _partly(p.detach()) for p in graph.net.parameters())
