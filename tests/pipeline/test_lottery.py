@@ -13,6 +13,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.task import Arrays
 from trimtab.graph.save import load
 from trimtab.pipeline.lottery import Between, lottery
+from trimtab.pipeline.prepare import scored
 from trimtab.train.loop import fit_network
 from trimtab.train.recipe import Recipe, rate
 
@@ -82,17 +83,38 @@ def test_levels_have_as_many_weights_as_they_say_and_a_run_goes_on(tmp_path):
     written = json.loads((tmp_path / "run" / "lottery.json").read_text())
     assert written == json.loads(json.dumps(found.json()))
     assert written["levels"][0]["fresh"]["unit"] == "fraction"
-    winners = [i for i, level in enumerate(found.levels) if level.ticket.value >= found.dense.value]
+    winners = [i for i, level in enumerate(found.levels) if level.validate.value >= found.validate.value]
     assert found.winner == max(winners, default=None)
-    if winners:
-        ticket = load(tmp_path / "run" / "ticket").tensors()
-        left = sum(int((ticket[n] != 0).sum()) for n in ("conv1.weight", "linear.weight"))
-        assert left == found.levels[winners[-1]].left
+    assert found.stopped is None
     seen.clear()
     assert lottery(whole(), out=tmp_path / "run", progress=progress, **options) == found
     assert "train" not in seen
     with pytest.raises(InputError, match="another run"):
         lottery(whole(), out=tmp_path / "run", **{**options, "rate": 0.4})
+
+
+def test_the_winner_is_chosen_on_validation_data_and_told_on_test_data(tmp_path, monkeypatch):
+    values = {"validate": iter([0.5, 0.6, 0.5, 0.4]), "test": iter([0.9, *[0.1] * 9])}
+
+    def said(prepared, graph, on):
+        return replace(scored(prepared, graph, on), value=next(values[on]))
+
+    monkeypatch.setattr("trimtab.pipeline.lottery.scored", said)
+    found = lottery(whole(), out=tmp_path, rounds=3, rate=0.5, steps=2, train={"channels_last": False})
+    assert found.winner == 1
+    assert [level.validate.value for level in found.levels] == [0.6, 0.5, 0.4]
+    assert (found.dense.value, found.levels[1].ticket.value, found.levels[1].ticket.split) == (0.9, 0.1, "test")
+    ticket = load(tmp_path / "ticket").tensors()
+    assert sum(int((ticket[n] != 0).sum()) for n in ("conv1.weight", "linear.weight")) == found.levels[1].left == 62
+
+
+def test_a_round_that_would_empty_a_layer_is_the_end(tmp_path):
+    found = lottery(whole(), out=tmp_path, rounds=12, rate=0.8, steps=1, train={"channels_last": False})
+    done = len(found.levels)
+    assert 0 < done < 12
+    assert found.stopped.startswith(f"round {done + 1} of 12: Sparsify: ratio would empty a layer")
+    written = json.loads((tmp_path / "lottery.json").read_text())
+    assert (len(written["levels"]), written["stopped"]) == (done, found.stopped)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +126,6 @@ def test_levels_have_as_many_weights_as_they_say_and_a_run_goes_on(tmp_path):
         ({}, {"rate": 1.0}, "rate"),
         ({}, {"steps": 5, "rewind": 5}, "rewind"),
         ({}, {"train": {"alpha": 0.5}}, "no teacher"),
-        ({}, {"rounds": 12, "rate": 0.5, "steps": 1, "train": {"channels_last": False}}, "would empty a layer|none"),
     ],
 )
 def test_what_is_wrong_is_named(changes, options, words, tmp_path):

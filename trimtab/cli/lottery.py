@@ -56,6 +56,8 @@ def lottery(
         for i, v in enumerate(made.levels)
     ]
     table(head, rows, right=range(5))
+    if made.stopped is not None:
+        print(f"\nStopped at {made.stopped}")
     print(f"\n{made.dense.split} data, 95 % intervals; {folder / FILE}")
     return 0
 

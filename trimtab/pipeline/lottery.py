@@ -50,6 +50,7 @@ class Level:
         ticket: the score of the weights that magnitude leaves, trained from the network's own start.
         random: of as many at random in each layer, from the same start.
         fresh: of the ticket's weights from another start.
+        validate: the ticket's score on the data that the winner is chosen by.
     """
 
     left: int
@@ -57,6 +58,7 @@ class Level:
     ticket: Metric
     random: Metric
     fresh: Metric
+    validate: Metric
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,29 @@ class Lottery:
     Args:
         dense: the score of the whole network, trained as the others.
         levels: from many weights to few.
-        winner: the place of the sparsest level whose ticket scores no worse than the whole; None for none.
+        winner: the place of the sparsest level whose ticket scores no worse than the whole on the validation data,
+            which no other score is of; None for none.
         settings: everything that decided it.
+        validate: the whole network's score on the validation data.
+        stopped: at which round no layer could lose more, and why; None where all rounds were done.
     """
 
     dense: Metric
     levels: tuple[Level, ...]
     winner: int | None
     settings: Mapping[str, Any]
+    validate: Metric
+    stopped: str | None = None
 
     def json(self) -> dict[str, Any]:
         """The form of lottery.json."""
         levels = [
-            {"left": v.left, "share": v.share, **{kind: getattr(v, kind).json() for kind in _KINDS}}
+            {"left": v.left, "share": v.share, **{kind: getattr(v, kind).json() for kind in (*_KINDS, "validate")}}
             for v in self.levels
         ]
         head = {"schema": SCHEMA, "trimtab": VERSION, "settings": dict(self.settings)}
-        return {**head, "dense": self.dense.json(), "levels": levels, "winner": self.winner}
+        dense = {"dense": self.dense.json(), "validate": self.validate.json()}
+        return {**head, **dense, "levels": levels, "winner": self.winner, "stopped": self.stopped}
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,8 @@ def lottery(
     The network gets new weights and is trained; the weights with the least abs(w) go; those that are left return to
     what they were after `rewind` steps and are trained again; and so on. Every training is kept in the folder, so
     that a run that is started again goes on; `lottery.json` and the sparsest winning ticket (`ticket/`) are written.
+    The winner is chosen on the validation data and its score told on the test data. The rounds end where the next
+    would leave a layer without weights.
 
     Args:
         task: with training data, a loss, a score, and data to score on.
@@ -160,18 +170,24 @@ def lottery(
     prepared = replace(prepared, context=replace(prepared.context, store=store))
     start, weights, trained = _begun(prepared, recipe, rewind)
     dense, last, levels = _score(prepared, trained), trained, []
+    bar, wins, stopped = _score(prepared, trained, "validate"), [], None
     total = sum(start.tensors()[w.name].numel() for w in weights)
     for i in range(1, rounds + 1):
         progress("lottery", i - 1, rounds)
         left = round(total * (1 - rate) ** i)
-        level, last = _level(prepared, recipe, rewind, start, last, weights, left, total)
+        try:
+            keep = settled(magnitudes(last, weights), {POOL: left}, Pattern())
+        except InputError as error:
+            stopped = f"round {i} of {rounds}: {error}"
+            break
+        level, last = _level(prepared, recipe, rewind, start, last, weights, keep, total)
         levels.append(level)
-        if _no_worse(level.ticket, dense):
+        if _no_worse(level.validate, bar):
+            wins.append(i - 1)
             save(last, folder / "ticket")
     progress("lottery", rounds, rounds)
-    wins = [i for i, level in enumerate(levels) if _no_worse(level.ticket, dense)]
     about = {"task": task.name, **settings, "weights": total}
-    found = Lottery(dense, tuple(levels), max(wins, default=None), about)
+    found = Lottery(dense, tuple(levels), max(wins, default=None), about, bar, stopped)
     write_json(folder / FILE, found.json())
     return found
 
@@ -202,19 +218,19 @@ def _level(
     start: Graph,
     last: Graph,
     weights: Sequence[Weight],
-    left: int,
+    keep: Mapping[str, int],
     total: int,
 ) -> tuple[Level, Graph]:
-    """The three networks with so many weights left, and the ticket's as it is trained."""
-    keep = settled(magnitudes(last, weights), {POOL: left}, Pattern())
+    """The three networks with so many of each weight's values left, and the ticket's as it is trained."""
+    left = sum(keep.values())
     best = masks(magnitudes(last, weights), keep, Pattern())
     others = masks(random_scores(start, weights, prepared.context.seed + left), keep, Pattern())
     other = _initial(prepared, prepared.context.seed + 1)
     ticket = _trained(prepared.context, _masked(start, weights, best), recipe, rewind)
     random = _trained(prepared.context, _masked(start, weights, others), recipe, rewind)
     anew = _trained(prepared.context, _masked(other, weights, best), recipe, 0)
-    scores = [_score(prepared, graph) for graph in (ticket, random, anew)]
-    return Level(left, left / total, *scores), ticket
+    first, second, third = (_score(prepared, graph) for graph in (ticket, random, anew))
+    return Level(left, left / total, first, second, third, _score(prepared, ticket, "validate")), ticket
 
 
 @torch.no_grad()
@@ -226,8 +242,8 @@ def _masked(graph: Graph, weights: Sequence[Weight], kept: Mapping[str, torch.Te
     return result
 
 
-def _score(prepared: Prepared, graph: Graph) -> Metric:
-    found = scored(prepared, graph, "test" if prepared.test else "validate")
+def _score(prepared: Prepared, graph: Graph, on: str = "test") -> Metric:
+    found = scored(prepared, graph, on)
     assert found is not None  # _checked has seen to it
     return found
 
