@@ -18,7 +18,7 @@ from trimtab.graph.capture import capture
 from trimtab.graph.choices import choices
 from trimtab.run import turns
 from trimtab.run.export import export_onnx
-from trimtab.run.layers import layers
+from trimtab.run.layers import layers, parts
 from trimtab.run.measure import latency, ratio
 from trimtab.run.runtime import read_onnx
 from trimtab.run.turns import BLOCK, depends_on_input, measure_in_turn
@@ -135,6 +135,42 @@ def test_what_no_sample_needs_is_not_computed(tmp_path: Path) -> None:
 
     found = onnxruntime.InferenceSession(str(file)).run(None, {"x": x.numpy()})[0]
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Masks what `Early` says by a test of the input: by a number spread over it, or by a value of its shape."""
+
+    def __init__(self, spread: bool) -> None:
+        super().__init__()
+        self.early, self.head, self.spread = Early(), nn.Linear(4, 5), spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.early(x))
+        other = torch.full((1, 1), -9.0) if self.spread else x[:, 0, 0, :5]
+        return torch.where(x.mean((1, 2, 3)).unsqueeze(1) >= 0.0, y, other)
+
+
+@pytest.mark.parametrize(("spread", "branches"), [(True, 1), (False, 2)])
+def test_only_a_choice_between_values_of_one_shape_is_a_branch(spread: bool, branches: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Masked(spread).eval()
+    x = torch.randn(32, 3, 8, 8)
+    sure = x.mean((1, 2, 3)) >= 0
+    graph = capture(model, x[:2])
+    assert len(choices(graph)) == branches
+    export_onnx(graph, tmp_path / "model.onnx")
+    every = parts(read_onnx(tmp_path / "model.onnx").graph)[0]
+    assert sum(node.op_type == "If" for node in every) == branches
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for rows in (x[sure][:3], torch.cat([x[sure][:1], x[~sure][:2]]), x[~sure][:3]):  # all, some and none are taken
+        with torch.no_grad():
+            expected = model(rows).numpy()
+        found = session.run(None, {"x": rows.numpy()})[0]
+        assert found.shape == (3, 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_without_choices_has_no_branch(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ _SMALL = 4096
 
 @dataclass
 class _Model:
-    """A model under change: types of its values, and its constants by name, each in the graph that holds it."""
+    """A model under change: types and shapes of its values; its constants by name, each in the graph that holds it."""
 
     types: Mapping[str, int]
+    shapes: dict[str, tuple[int | str, ...]]
     constants: dict[str, Any]
     taken: set[str] = field(default_factory=set)
 
@@ -60,7 +61,8 @@ def skip_unneeded(graph: Graph, model: Any) -> Any:
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     types = {v.name: v.type.tensor_type.elem_type for v in values}
     tests = {v.name for v in values if _each_sample(v)}
-    own = _Model(types, {t.name: _copied(t) for t in made.graph.initializer})
+    shapes = {v.name: _shape(v) for v in values} | {t.name: tuple(t.dims) for t in made.graph.initializer}
+    own = _Model(types, shapes, {t.name: _copied(t) for t in made.graph.initializer})
     own.taken = {*own.constants, *types, *(n for node in made.graph.node for n in (*node.input, *node.output))}
     nodes = [_copied(node) for node in made.graph.node]
     nodes, constants = _branched(own, nodes, [v.name for v in made.graph.output], tests, set(own.constants))
@@ -85,12 +87,17 @@ def _each_sample(value: Any) -> bool:
     return kind.elem_type == TensorProto.BOOL and bool(dims) and all(d.dim_value == 1 for d in dims[1:])
 
 
+def _shape(value: Any) -> tuple[int | str, ...]:
+    """Sizes and names of a value's dimensions; one that is not known is called ``""``."""
+    return tuple(d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim)
+
+
 def _branched(
     model: _Model, nodes: list[Any], outputs: Sequence[str], tests: Collection[str], owned: set[str], *made: str
 ) -> tuple[list[Any], list[Any]]:
     """The nodes of a graph with its choices but those `made` as branches, and the constants that are left to it."""
     done = set(made)
-    while (found := _heaviest(nodes, outputs, tests, done)) is not None:
+    while (found := _heaviest(model, nodes, outputs, tests, done)) is not None:
         node, side, only = found
         done.add(node.output[0])
         inside, outside = [n for n in nodes if id(n) in only], [n for n in nodes if id(n) not in only]
@@ -103,17 +110,28 @@ def _branched(
 
 
 def _heaviest(
-    nodes: Sequence[Any], outputs: Sequence[str], tests: Collection[str], done: Collection[str]
+    model: _Model, nodes: Sequence[Any], outputs: Sequence[str], tests: Collection[str], done: Collection[str]
 ) -> tuple[Any, int, set[int]] | None:
     """The last choice of much work that is none of `done`, which of its inputs needs it, and the ids of its nodes."""
     for node in reversed(nodes):
         if node.op_type != "Where" or node.input[0] not in tests or node.output[0] in done:
+            continue
+        if not _alike(model, (*node.input[1:], node.output[0])):
             continue
         for side in (2, 1):
             only = _only_for(node, side, nodes, outputs)
             if any(n.op_type in _HEAVY for n in nodes if id(n) in only):
                 return node, side, only
     return None
+
+
+def _alike(model: _Model, names: Sequence[str]) -> bool:
+    """Whether values are of one shape, as far as it is known: one spread over another can't stand for the result."""
+    shapes = [model.shapes[name] for name in names if name in model.shapes]
+    if len({len(shape) for shape in shapes}) > 1:
+        return False
+    sizes = [set(each) for each in zip(*shapes, strict=True)]
+    return all(each == {1} or (1 not in each and sum(isinstance(n, int) for n in each) < 2) for each in sizes)
 
 
 def _only_for(choice: Any, side: int, nodes: Sequence[Any], outputs: Sequence[str]) -> set[int]:
@@ -179,6 +197,7 @@ def _taken_inside(model: _Model, inside: list[Any], outside: Sequence[Any], owne
     for name in dict.fromkeys(name for n in inside for name in _read(n) if name not in made and name in border):
         copy = _copied(border[name])
         mapping[name] = copy.output[0] = model.fresh(name)
+        model.shapes[mapping[name]] = model.shapes.get(name, ("",))
         inside.insert(0, copy)
     elsewhere = {name for n in outside for name in _read(n)}
     mine: set[str] = set()
