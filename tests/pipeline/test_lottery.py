@@ -126,6 +126,8 @@ def test_a_round_that_would_empty_a_layer_is_the_end(tmp_path):
         ({}, {"rate": 1.0}, "rate"),
         ({}, {"steps": 5, "rewind": 5}, "rewind"),
         ({}, {"train": {"alpha": 0.5}}, "no teacher"),
+        ({}, {"train": {"features": 1.0}}, "features or relations"),
+        ({}, {"train": {"relations": {"method": "rkd"}}}, "features or relations"),
     ],
 )
 def test_what_is_wrong_is_named(changes, options, words, tmp_path):

@@ -274,4 +274,6 @@ def _checked(task: Task, settings: Mapping[str, Any]) -> Recipe:
     training: Distil = made(Distil, {"alpha": 1.0, "precision": "fp32", **settings["train"], "steps": steps})
     if training.alpha != 1:
         raise InputError("lottery: train: alpha", got=training.alpha, expected="1: a ticket has no teacher")
+    if training.distillation().asks:
+        raise InputError("lottery: train", got="features or relations", expected="none: a ticket has no teacher")
     return training.recipe()
