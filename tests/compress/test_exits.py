@@ -183,7 +183,7 @@ def test_quantise_after_exits_runs_in_integers_inside_the_branches(made: Any, tm
 
 def test_joint_training_changes_the_network_too() -> None:
     graph, context = setting()
-    result = Exits(at=1, train={"steps": 2, **PLAIN}, threshold=0.5, joint=True).apply(graph, context)
+    result = Exits(at=1, train={"steps": 2, **PLAIN}, threshold=1, joint=True).apply(graph, context)
     assert not torch.equal(result.tensors()["conv1.weight"], graph.tensors()["conv1.weight"])
 
 
@@ -196,6 +196,9 @@ def test_bad_settings_are_one_line() -> None:
         ({"threshold": (0.5,)}, "3, one a place"),
         ({"temperature": (0.5,), "threshold": 0.5}, "numbers above 0"),
         ({"confidence": "guess"}, "probability"),
+        ({"at": ()}, "at: got no names"),
+        ({"threshold": -3.0}, "from 0 to 1"),
+        ({"threshold": (0.5, None, 2.0)}, "from 0 to 1"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             Exits(**{"at": 3, "train": {"steps": 0}, **settings}).apply(graph, context)  # type: ignore[arg-type]

@@ -119,6 +119,10 @@ class Exits:
         ):
             if value is not None and value < least:
                 raise InputError(f"Exits: {name}", got=value, expected=f"{least} or more")
+        one = isinstance(self.threshold, (int, float)) or self.threshold is None
+        for tau in (self.threshold,) if one else self.threshold:  # type: ignore[union-attr]
+            if tau is not None and not 0 <= tau <= 1:
+                raise InputError("Exits: threshold", got=tau, expected="a confidence from 0 to 1")
         training: Distil = made(Distil, {**_training(), **self.train})
         return training
 
@@ -142,8 +146,8 @@ class Exits:
         context: Context,
     ) -> tuple[tuple[float, ...], Chosen | None]:
         taus: tuple[float, ...] | None = None
-        if isinstance(self.threshold, float):
-            taus = (self.threshold,) * len(links)
+        if isinstance(self.threshold, (int, float)):
+            taus = (float(self.threshold),) * len(links)
         elif self.threshold is not None:
             taus = tuple(NEVER if t is None else float(t) for t in self.threshold)
             if len(taus) != len(links):
@@ -185,6 +189,8 @@ def spread(found: Sequence[Link], at: int | Sequence[str] | None) -> tuple[Link,
         chosen = {min(found, key=lambda link: abs(link.share - share)) for share in wanted}
         return tuple(link for link in found if link in chosen)
     known = {link.name: link for link in found}
+    if not at:
+        raise InputError("Exits: at", got="no names", expected=f"some of {', '.join(known)}")
     for name in at:
         if name not in known:
             raise InputError("Exits: at", got=repr(name), expected=f"some of {', '.join(known)}")
