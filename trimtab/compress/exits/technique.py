@@ -120,7 +120,7 @@ class Exits:
             if value is not None and value < least:
                 raise InputError(f"Exits: {name}", got=value, expected=f"{least} or more")
         given = self.threshold
-        for tau in given if isinstance(given, tuple) else (given,):
+        for tau in given if isinstance(given, Sequence) else (given,):
             if tau is not None and not 0 <= tau <= 1:
                 raise InputError("Exits: threshold", got=tau, expected="a confidence from 0 to 1")
         training: Distil = made(Distil, {**_training(), **self.train})
