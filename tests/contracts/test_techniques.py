@@ -223,8 +223,12 @@ def test_result_runs_saves_loads_and_exports(
         assert value.shape == (5, 4)
         assert bool(value.isfinite().all())
         save(result, tmp_path)
-        assert torch.equal(load(tmp_path)(x), value)
-        assert torch.equal(result.copy()(x), value)
+        again = load(tmp_path)
+        assert same(again.tensors(), result.tensors())
+        for other in (again, result.copy()):  # kernels sum in another order where tensors lie otherwise in memory
+            found = other(x)
+            assert isinstance(found, torch.Tensor)
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
     export_onnx(result, tmp_path / "model.onnx")
 
 
