@@ -97,7 +97,7 @@ def test_its_training_is_a_plan_that_names_its_teachers(
 
 def test_another_call_into_the_same_folder_is_refused(run: Path, teacher: Task, student: Task) -> None:
     before = (run / "model.safetensors").read_bytes()
-    settings = {**SETTINGS, "relations": {"method": "similarity", "weight": 10}, "weights": [2, 1]}
+    settings = {**SETTINGS, "relations": {"method": "similarity", "weight": 10}}
     with pytest.raises(InputError, match="another run is in this folder"):
         distil(teacher, student, Length(40), settings, out=run)
     assert (run / "model.safetensors").read_bytes() == before
