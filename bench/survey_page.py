@@ -8,6 +8,7 @@ from html import escape
 from math import log10
 from typing import Any
 
+from bench.quantise_table import points, ranged
 from bench.survey_rows import CONTROL, HYBRID, MINUTES, PRINTED
 
 Facts = Mapping[str, Any]
@@ -64,19 +65,6 @@ def cells(facts: Facts) -> list[str]:
         f"{facts['bytes'] / 1000:.1f}",
         f"{facts['seconds']:.0f}",
     ]
-
-
-def points(drop: Facts) -> str:
-    """A drop in percentage points with its interval."""
-    low, high = drop.get("interval") or (float("nan"),) * 2
-    return f"{100 * drop['value']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def ranged(figure: Facts) -> str:
-    """A ratio with its interval."""
-    low, high = figure["interval"]
-    shaky = " (unsteady)" if "unreliable" in figure["how"] else ""
-    return f"{figure['value']:.2f} [{low:.2f}, {high:.2f}]{shaky}"
 
 
 def least(facts: Facts) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.hostile import attempted
 from trimtab.core import codec, huffman
 from trimtab.core.cursor import Cursor, number, part
 from trimtab.core.errors import FileError, InputError
@@ -23,16 +22,6 @@ PARTS = st.lists(arrays.arrays(np.uint16, st.integers(0, 200), elements=st.integ
 
 def drawn(shares: list[float], count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).choice(len(shares), size=count, p=shares).astype(np.uint16)
-
-
-def attempted(call: Callable[[], Any]) -> Any:
-    """What a call gives, or None where it raises a FileError of one line; anything else it raises fails the test."""
-    try:
-        return call()
-    except FileError as error:
-        said = str(error)
-    assert "\n" not in said
-    return None
 
 
 def test_huffmans_lengths_are_those_worked_out_by_hand() -> None:

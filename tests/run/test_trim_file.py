@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.hostile import attempted
 from trimtab.core.cursor import number
 from trimtab.core.errors import FileError, InputError
 from trimtab.run.pack import pack
@@ -44,16 +44,6 @@ def model_of(value: np.ndarray[Any, Any]) -> Any:
         [numpy_helper.from_array(value, "w")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def attempted(call: Callable[[], Any]) -> Any:
-    """What a call gives, or None where it raises a FileError of one line; anything else it raises fails the test."""
-    try:
-        return call()
-    except FileError as error:
-        said = str(error)
-    assert "\n" not in said
-    return None
 
 
 def run(model: bytes, rows: int) -> np.ndarray[Any, Any]:

@@ -83,7 +83,11 @@ class Cpu:
                 sessions = {which: load(path, which) for which in self._candidates()}
                 both = {"": load(baseline, None), **sessions}
                 if depends_on_input(path):
-                    timed = measure_in_turn(both, turns or [inputs], seconds, target.threads)
+                    timed = (
+                        measure(both, inputs, seconds, target.threads)
+                        if not turns
+                        else measure_in_turn(both, turns, seconds, target.threads)
+                    )
                     clocked = replace(fastest(timed), notes=(*fastest(timed).notes, *_in_turn(turns)))
                 else:
                     clocked = fastest(measure(both, inputs, seconds, target.threads))

@@ -21,6 +21,7 @@ from trimtab.run.device import Clocked
 from trimtab.run.fusable import INTEGER, IntegerSupport
 from trimtab.run.measure import Timing, latency, measure, ratio, throughput
 from trimtab.run.runtime import Array, Session, onnx_files
+from trimtab.run.turns import depends_on_input
 
 TENSORRT = "tensorrt"
 HALVES = ("bf16", "fp16")
@@ -81,7 +82,8 @@ class Cuda:
                     sessions[f"torch-{kind}"] = CudaSession(path, target.batch, kind)
                 for kind in HALVES if target.precision == "int8" and has_semi_sparse(path) else ():
                     sessions[f"torch-2:4-{kind}"] = CudaSession(path, target.batch, kind, sparse=True)
-                if _tensorrt() and target.precision == "int8":
+                # TensorRT alone would skip work, as one random input asks; torch does all of it for every input
+                if _tensorrt() and target.precision == "int8" and not depends_on_input(path):
                     sessions[TENSORRT] = OrtGpuSession(path, target.batch)
                 for session in sessions.values():
                     stack.enter_context(closing(session))

@@ -73,7 +73,8 @@ def measure_in_turn(
     batch = int(inputs[0][0].shape[0]) if inputs[0] and inputs[0][0].ndim else 1
     count = min(len(inputs), done * min(BLOCK, len(inputs)))
     return {
-        name: _summary(rounds[name], float(np.median(noise[name])), count, batch, threads, seed) for name in sessions
+        name: _summary(rounds[name], float(np.median(noise[name])), count, len(block), batch, threads, seed)
+        for name in sessions
     }
 
 
@@ -100,9 +101,11 @@ def _timed(session: Session, block: Sequence[Sequence[Array]]) -> tuple[list[flo
     return times, spreads
 
 
-def _summary(rounds: Sequence[float], noise: float, inputs: int, batch: int, threads: int, seed: int) -> Timing:
+def _summary(
+    rounds: Sequence[float], noise: float, inputs: int, burst: int, batch: int, threads: int, seed: int
+) -> Timing:
     interval = mean_interval(rounds, seed)
     reliable = noise <= SPREAD
     return Timing(
-        float(np.mean(rounds)), interval, noise, len(rounds), BLOCK, batch, threads, reliable, tuple(rounds), inputs
+        float(np.mean(rounds)), interval, noise, len(rounds), burst, batch, threads, reliable, tuple(rounds), inputs
     )
