@@ -180,7 +180,11 @@ def _check(graph: Graph, path: Path, model: Any) -> None:
 
 def _compare(graph: Graph, path: Path, quantised: bool) -> None:
     """Batches of 3 (as no example has) through the graph and the file."""
-    inputs = _undisputed(graph) if choices(graph) else graph.example(batch=3, seed=1)
+    for inputs in _undisputed(graph) if choices(graph) else [graph.example(batch=3, seed=1)]:
+        _compare_on(graph, path, quantised, inputs)
+
+
+def _compare_on(graph: Graph, path: Path, quantised: bool, inputs: tuple[torch.Tensor, ...]) -> None:
     with torch.no_grad():
         expected = [value.numpy() for value in graph.net(*inputs)]
     given = {s.name: x.numpy() for s, x in zip(graph.inputs, inputs, strict=True)}
@@ -199,8 +203,11 @@ def _compare(graph: Graph, path: Path, quantised: bool) -> None:
                 )
 
 
-def _undisputed(graph: Graph) -> tuple[torch.Tensor, ...]:
-    """Three random inputs, those for which the network's choices are least a matter of rounding."""
+def _undisputed(graph: Graph) -> list[tuple[torch.Tensor, ...]]:
+    """Batches of random inputs for which the network's choices are least a matter of rounding.
+
+    Three together, and for each side of each choice that some input takes, one input twice: every branch is run.
+    """
     inputs = graph.example(batch=_DRAWN, seed=1)
     nodes = {node.name: node for node in graph.nodes()}
     tests: list[Any] = [nodes[choice.test] for choice in choices(graph)]
@@ -211,8 +218,18 @@ def _undisputed(graph: Graph) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
         values = opened(graph, [n.name for n in read]).net(*inputs)
     margins = [(v - float(n.args[1])).abs().flatten(1).amin(1) for v, n in zip(values, told, strict=True)]
-    best = torch.stack(margins).amin(0).topk(3).indices if margins else torch.arange(3)
-    return tuple(x[best] if spec.shape[:1] == (None,) else x for x, spec in zip(inputs, graph.inputs, strict=True))
+    least = torch.stack(margins).amin(0) if margins else torch.arange(_DRAWN, 0, -1)
+    rows = [least.topk(3).indices]
+    for value, node in zip(values, told, strict=True):
+        above = (value >= float(node.args[1])).flatten(1).all(1)
+        for side in (above, ~above):
+            if side.any():
+                rows.append(torch.where(side, least, -1.0).argmax().repeat(2))
+
+    def taken(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(x[rows] if spec.shape[:1] == (None,) else x for x, spec in zip(inputs, graph.inputs, strict=True))
+
+    return [taken(each) for each in rows]
 
 
 def _has_few(graph: Graph) -> bool:
