@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from examples.cifar10 import Block
 from trimtab.core.context import Context
 from trimtab.core.task import Arrays, Task
 from trimtab.graph.capture import capture
@@ -15,22 +16,6 @@ from trimtab.graph.model import Graph
 from trimtab.graph.module import module
 from trimtab.train.loop import fit_network
 from trimtab.train.recipe import Recipe
-
-
-class Block(nn.Module):
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.stride, self.pad = stride, (width - width_in) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1:
-            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-        return functional.relu(y + x)
 
 
 class Residual(nn.Module):

@@ -50,10 +50,10 @@ def spliced(graph: Graph, module: nn.Module, inputs: Sequence[str], output: str,
         raise SurgeryError(
             "splice", where=name, got=f"an output of {_kind(made)}", expected=f"{_kind(end)} of {output}"
         )
-    alone = _alone(end, sources)
+    lost = alone(end, sources)
     own = _below(made, sources)  # where the module is put behind a node, it goes on reading that
     end.replace_all_uses_with(made, delete_user_cb=lambda user: user not in own)
-    erase(result, alone | counters(alone, list(result.net.graph.nodes)))
+    erase(result, lost | counters(lost, list(result.net.graph.nodes)))
     result.net.graph.lint()
     result.net.recompile()
     result = replace(
@@ -110,7 +110,7 @@ def _below(made: Node, sources: Sequence[Node]) -> set[Node]:
     return found
 
 
-def _alone(end: Node, sources: Sequence[Node]) -> set[Node]:
+def alone(end: Node, sources: Sequence[Node]) -> set[Node]:
     """A node and what only it needs, up to the sources; empty where it is a source itself."""
     if end in sources:
         return set()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from trimtab.graph.model import Graph
+from trimtab.graph.splice import alone
 
 _ATEN = torch.ops.aten
 _WHOLE = _ATEN.scaled_dot_product_attention.default
@@ -105,15 +106,9 @@ def _width(query: Node) -> int:
 
 
 def _alone(node: Node, values: Node) -> tuple[str, ...]:
-    """The names of a node and of the operators that only it needs, up to its values."""
-    found, queue = {node}, list(node.all_input_nodes)
-    while queue:
-        each = queue.pop()
-        if each in found or each is values or each.op == "placeholder" or any(u not in found for u in each.users):
-            continue
-        found.add(each)
-        queue += each.all_input_nodes
-    return tuple(n.name for n in found if n.op == "call_function")
+    """The names of a node and of the operators that only it needs, up to its values, in order."""
+    found = alone(node, [values])
+    return tuple(n.name for n in node.graph.nodes if n in found and n.op == "call_function")
 
 
 def _scores(softmax: Node) -> Node | None:
