@@ -168,37 +168,60 @@ def lottery(
     prepared = prepare(task, Target(), Goal(max_drop=None), seed, None, progress)
     store = claim(folder, {"key": prepared.key, "task": task.name, "lottery": settings})
     prepared = replace(prepared, context=replace(prepared.context, store=store))
-    start, weights, trained = _begun(prepared, recipe, rewind)
-    dense, last, levels = _score(prepared, trained), trained, []
-    bar, wins, stopped = _score(prepared, trained, "validate"), [], None
-    total = sum(start.tensors()[w.name].numel() for w in weights)
+    draw, last = _begun(prepared, recipe, rewind)
+    dense, bar = _score(prepared, last), _score(prepared, last, "validate")
+    levels, wins, stopped = [], [], None
     for i in range(1, rounds + 1):
         progress("lottery", i - 1, rounds)
-        left = round(total * (1 - rate) ** i)
+        left = round(draw.total * (1 - rate) ** i)
         try:
-            keep = settled(magnitudes(last, weights), {POOL: left}, Pattern())
+            keep = settled(magnitudes(last, draw.weights), {POOL: left}, Pattern())
         except InputError as error:
             stopped = f"round {i} of {rounds}: {error}"
             break
-        level, last = _level(prepared, recipe, rewind, start, last, weights, keep, total)
+        level, last = _level(draw, last, keep)
         levels.append(level)
         if _no_worse(level.validate, bar):
             wins.append(i - 1)
             save(last, folder / "ticket")
     progress("lottery", rounds, rounds)
-    about = {"task": task.name, **settings, "weights": total}
+    about = {"task": task.name, **settings, "weights": draw.total}
     found = Lottery(dense, tuple(levels), max(wins, default=None), about, bar, stopped)
     write_json(folder / FILE, found.json())
     return found
 
 
-def _begun(prepared: Prepared, recipe: Recipe, rewind: int) -> tuple[Graph, list[Weight], Graph]:
-    """The start that weights return to, which weights may go, and the whole network trained."""
+@dataclass(frozen=True)
+class _Draw:
+    """What all tickets of a lottery have in common.
+
+    Args:
+        prepared: the task.
+        recipe: of each training.
+        rewind: the step at which `start` was kept.
+        start: what weights return to.
+        weights: those that may go.
+    """
+
+    prepared: Prepared
+    recipe: Recipe
+    rewind: int
+    start: Graph
+    weights: Sequence[Weight]
+
+    @property
+    def total(self) -> int:
+        """How many weights may go."""
+        return sum(self.start.tensors()[w.name].numel() for w in self.weights)
+
+
+def _begun(prepared: Prepared, recipe: Recipe, rewind: int) -> tuple[_Draw, Graph]:
+    """The start that weights return to with those that may go, and the whole network trained."""
     start = _initial(prepared, prepared.context.seed)
     weights, _ = chosen(start, (), prepared.context.task.keep, Pattern())
     if rewind:
         start = fit_network(start, prepared.context, replace(recipe, rules=(Between(0, rewind),)))
-    return start, weights, _trained(prepared.context, start, recipe, rewind)
+    return _Draw(prepared, recipe, rewind, start, weights), _trained(prepared.context, start, recipe, rewind)
 
 
 def _initial(prepared: Prepared, seed: int) -> Graph:
@@ -211,26 +234,27 @@ def _trained(context: Context, start: Graph, recipe: Recipe, first: int) -> Grap
     return fit_network(start, context, replace(recipe, rules=(Between(first, recipe.steps), HoldZeros(least=0.0))))
 
 
-def _level(
-    prepared: Prepared,
-    recipe: Recipe,
-    rewind: int,
-    start: Graph,
-    last: Graph,
-    weights: Sequence[Weight],
-    keep: Mapping[str, int],
-    total: int,
-) -> tuple[Level, Graph]:
-    """The three networks with so many of each weight's values left, and the ticket's as it is trained."""
+def _level(draw: _Draw, last: Graph, keep: Mapping[str, int]) -> tuple[Level, Graph]:
+    """The three networks with so many of each weight's values left, and the ticket's as it is trained.
+
+    Args:
+        draw: of the lottery.
+        last: the ticket before, trained: its magnitudes say which values stay.
+        keep: how many, by weight.
+    """
+    prepared, start, weights = draw.prepared, draw.start, draw.weights
     left = sum(keep.values())
     best = masks(magnitudes(last, weights), keep, Pattern())
     others = masks(random_scores(start, weights, prepared.context.seed + left), keep, Pattern())
     other = _initial(prepared, prepared.context.seed + 1)
-    ticket = _trained(prepared.context, _masked(start, weights, best), recipe, rewind)
-    random = _trained(prepared.context, _masked(start, weights, others), recipe, rewind)
-    anew = _trained(prepared.context, _masked(other, weights, best), recipe, 0)
+
+    def trained(graph: Graph, kept: Mapping[str, torch.Tensor], first: int) -> Graph:
+        return _trained(prepared.context, _masked(graph, weights, kept), draw.recipe, first)
+
+    ticket, random = trained(start, best, draw.rewind), trained(start, others, draw.rewind)
+    anew = trained(other, best, 0)
     first, second, third = (_score(prepared, graph) for graph in (ticket, random, anew))
-    return Level(left, left / total, first, second, third, _score(prepared, ticket, "validate")), ticket
+    return Level(left, left / draw.total, first, second, third, _score(prepared, ticket, "validate")), ticket
 
 
 @torch.no_grad()
