@@ -88,7 +88,7 @@ def test_scales_start_as_in_the_paper_where_that_is_better() -> None:
     weight = torch.randn(4, 1000) * torch.tensor([[1.0], [2.0], [0.1], [5.0]])
     for bits in (2, 3, 8):
         top = 2 ** (bits - 1) - 1
-        how = WeightRange(weight_scales(weight, bits, 0, "minmax"), 0, -top, top)
+        how = WeightRange(weight_scales(weight, top, 0, "minmax"), 0, -top, top)
         start = learned_start(weight, how).scale
         paper = 2 * weight.abs().mean(1) / top**0.5
         assert torch.allclose(start, paper if bits < 8 else how.scale)

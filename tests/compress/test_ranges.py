@@ -91,20 +91,20 @@ def test_weights_by_channel(seed: int) -> None:
     w = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(seed)) * torch.logspace(-1, 1, 6).reshape(
         6, 1, 1, 1
     )
-    full = weight_scales(w, 8, 0, "minmax")
+    full = weight_scales(w, 127, 0, "minmax")
     assert torch.allclose(full, w.abs().amax((1, 2, 3)) / 127)
     rounded = torch.round(w / full.reshape(6, 1, 1, 1)) * full.reshape(6, 1, 1, 1)
     assert bool(((rounded - w).abs() <= full.reshape(6, 1, 1, 1) * 0.5001).all())
-    best = weight_scales(w, 8, 0, "mse")
+    best = weight_scales(w, 127, 0, "mse")
     flat = w.flatten(1)
     assert bool((weight_error(flat, best, 127) <= weight_error(flat, full, 127)).all())
-    assert weight_scales(w, 8, None, "minmax").tolist() == pytest.approx([float(w.abs().max()) / 127])
+    assert weight_scales(w, 127, None, "minmax").tolist() == pytest.approx([float(w.abs().max()) / 127])
 
 
 def test_weights_on_the_grid_are_exact() -> None:
     levels = torch.arange(-127.0, 128.0).reshape(1, -1).repeat(3, 1)
     w = levels * torch.tensor([[0.5], [0.25], [2.0]])
-    scale = weight_scales(w, 8, 0, "minmax")
+    scale = weight_scales(w, 127, 0, "minmax")
     assert torch.equal(torch.round(w / scale[:, None]) * scale[:, None], w)
 
 

@@ -67,7 +67,7 @@ def test_weights_come_back_within_half_a_step(bits: int, per: str, seed: int, cl
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed)) * torch.logspace(-2, 2, 6)[:, None]
     top, group = 2 ** (bits - 1) - 1, 4 if per == "group" else 0
     axis = None if per == "tensor" else 0
-    scale = weight_scales(weight.reshape(-1, group) if group else weight, bits, axis, "mse" if clipped else "minmax")
+    scale = weight_scales(weight.reshape(-1, group) if group else weight, top, axis, "mse" if clipped else "minmax")
     how = WeightRange(scale, axis, -top, top, group)
     found, step = levels(weight, scale, how), spread(scale, weight, how)
     assert found.abs().max() <= top

@@ -27,7 +27,7 @@ from trimtab.run.shapes import layers
 def made() -> tuple[Graph, Context, Space]:
     task = Task(small(), torch.randn(2, 1, 8, 8))
     graph = set_mode(capture(task.model, task.example), False)
-    context = Context(task, teacher=graph)
+    context = Context(task, teacher=graph, calibrate=((torch.randn(16, 1, 8, 8),),))
     return graph, context, space_of(graph, context)
 
 

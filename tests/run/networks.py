@@ -10,7 +10,7 @@ from trimtab.core.context import Context
 from trimtab.core.task import Task
 from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
-from trimtab.run.fusable import INTEGER, IntegerSupport
+from trimtab.run.fusable import IntegerSupport
 
 
 class Residual(nn.Module):
@@ -69,6 +69,6 @@ def residual() -> tuple[Residual, Graph]:
     return model, capture(model, images())
 
 
-def quantised(model: nn.Module, example: Tensor, support: IntegerSupport = INTEGER) -> Graph:
+def quantised(model: nn.Module, example: Tensor, support: IntegerSupport | None = None) -> Graph:
     context = Context(Task(model, example[:2]), calibrate=((example,),), support=support)
     return Quantise().apply(capture(model, example[:2]), context)

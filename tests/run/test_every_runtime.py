@@ -17,7 +17,6 @@ from trimtab.graph.save import save
 from trimtab.run import KNOWN, ExecuTorch, Runtime, runtime
 from trimtab.run.cpu import Cpu, _fell_back
 from trimtab.run.export import INTEGER_TOLERANCE, difference, export_onnx
-from trimtab.run.fusable import INTEGER, SUPPORT
 from trimtab.run.integer import integer_report, require_integer
 
 SLOW = {"inductor": pytest.mark.slow}  # it compiles C++
@@ -37,7 +36,7 @@ def kept(graph: Graph, folder: Path) -> Path:
 
 
 def integers(support: str) -> Graph:
-    return quantised(residual()[0], images(16), SUPPORT.get(support, INTEGER))
+    return quantised(residual()[0], images(16), Cpu(support).support)
 
 
 @pytest.fixture(scope="module")

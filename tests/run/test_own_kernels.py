@@ -4,7 +4,7 @@ import pytest
 
 from tests.run.networks import images, quantised, residual
 from trimtab.run import runtime
-from trimtab.run.fusable import INTEGER, SUPPORT
+from trimtab.run.cpu import Cpu
 from trimtab.run.kernels import OWN
 
 LAYERS = ["stem", "conv1", "conv2", "head"]
@@ -16,7 +16,7 @@ def kernels(name, integer):
     from trimtab.run.own_kernels import own_kernels
 
     model, graph = residual()
-    made = quantised(model, images(16), SUPPORT.get(name, INTEGER)) if integer else graph
+    made = quantised(model, images(16), Cpu(name).support) if integer else graph
     return own_kernels(made, name, 2, 1, runs=20)
 
 

@@ -18,7 +18,7 @@ from trimtab.graph.capture import capture
 from trimtab.graph.model import Graph
 from trimtab.run import runtime
 from trimtab.run.export import export_onnx
-from trimtab.run.fusable import INTEGER, ONNXRUNTIME
+from trimtab.run.fusable import ONNXRUNTIME
 from trimtab.run.integer import integer_report, require_integer
 from trimtab.run.onnxruntime import optimise
 
@@ -71,7 +71,7 @@ def sentences(n: int = 16) -> Tensor:
     return torch.randn(n, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def quantised(model: nn.Module, support: Any = INTEGER, **settings: Any) -> Graph:
+def quantised(model: nn.Module, support: Any = None, **settings: Any) -> Graph:
     example = sentences()
     context = Context(Task(model, example[:2]), calibrate=((example,),), support=support)
     return Quantise(**settings).apply(capture(model, example[:2]), context)

@@ -160,8 +160,9 @@ def rounded_weight(weight: Tensor, bits: int) -> Tensor:
 
     Fewer than 8 bits clip where that lowers the squared error, as their steps in a plan ask for.
     """
-    scale = weight_scales(weight, bits, 0, "minmax" if bits >= 8 else "mse")
-    step, top = scale.reshape(-1, *[1] * (weight.ndim - 1)), 2 ** (bits - 1) - 1
+    top = 2 ** (bits - 1) - 1
+    scale = weight_scales(weight, top, 0, "minmax" if bits >= 8 else "mse")
+    step = scale.reshape(-1, *[1] * (weight.ndim - 1))
     levels: Tensor = (weight.detach() / step).round().clamp(-top, top)
     return levels * step
 

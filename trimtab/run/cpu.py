@@ -17,10 +17,11 @@ from trimtab.run import runtimes
 from trimtab.run.branches import layer_times
 from trimtab.run.device import Clocked
 from trimtab.run.energy import measure_energy, unavailable
-from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
+from trimtab.run.fusable import IntegerSupport
 from trimtab.run.integer import integer_report, require_integer, smaller
 from trimtab.run.layers import layers as stored_layers
 from trimtab.run.measure import Timing, cost, latency, measure, ratio, throughput
+from trimtab.run.overflow import support_here
 from trimtab.run.pinned import pinned
 from trimtab.run.runtime import Array, Session, read_onnx
 from trimtab.run.turns import depends_on_input, measure_in_turn
@@ -43,7 +44,7 @@ class Cpu:
     @property
     def support(self) -> IntegerSupport:
         """What the runtime runs in integers; what all of them do, where there is a choice."""
-        return SUPPORT.get(self.runtime or "", INTEGER)
+        return support_here(self.runtime)
 
     def available(self) -> str | None:
         """None, or why the runtime cannot be used."""

@@ -244,6 +244,8 @@ def _run(path: Path, given: dict[str, Any], outputs: tuple[str, ...], optimised:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
+    # what the file says is compared, not what a processor's fastest kernels lose of it (see `overflow`)
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -75,6 +75,7 @@ class IntegerSupport:
             so is the input of the network.
         activation: integers of activations.
         weight: integers of weights.
+        pairs: the greatest sum of two products of an activation and a weight that its kernels hold; None for no bound.
     """
 
     weighted: Mapping[Any, Weighted]
@@ -86,11 +87,18 @@ class IntegerSupport:
     whole: bool = False
     activation: IntegerType = field(default=IntegerType(8, signed=False, symmetric=False, per_channel=False))
     weight: IntegerType = field(default=IntegerType(8, signed=True, symmetric=True, per_channel=True))
+    pairs: int | None = None
 
     @property
     def bits(self) -> tuple[int, ...]:
         """Widths that have kernels."""
         return tuple(sorted({self.activation.bits, self.weight.bits}))
+
+    @property
+    def top(self) -> int:
+        """The highest level of a weight whose products, with the greatest activations and in pairs, are held."""
+        high = self.weight.high
+        return high if self.pairs is None else min(high, self.pairs // (2 * self.activation.high))
 
 
 _WEIGHTED = {

@@ -22,7 +22,8 @@ from trimtab.core.errors import InputError
 from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
-from trimtab.run.fusable import INTEGER, IntegerSupport
+from trimtab.run.fusable import IntegerSupport
+from trimtab.run.overflow import support_here
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Ready:
 
 def support_of(context: Context) -> IntegerSupport:
     """What the target runs in integers."""
-    return INTEGER if context.support is None else context.support
+    return support_here(None) if context.support is None else context.support
 
 
 def ready(graph: Graph, context: Context, wanted: Wanted) -> Ready:
@@ -82,7 +83,7 @@ def ready(graph: Graph, context: Context, wanted: Wanted) -> Ready:
     shares = {norms.get(k, k): norms.get(v, v) for k, v in found.tensors.items()} if static else {}
     inputs, note = calibration_inputs(folded, context) if shares or wanted.data else ([], None)
     context.progress("calibrate", 0, 1)
-    weights, more = _weights(own, found, schemes, wanted)
+    weights, more = _weights(own, found, schemes, wanted, support)
     low = {name: (scheme.kind, _along(scheme, axis)) for name, axis, scheme in _each(found, schemes, low=True)}
     prepared = fake_quantised(own, shares, _tensors(own, shares, inputs, wanted, support), weights, found.readers)
     prepared = low_quantised(prepared, low) if low else prepared
@@ -192,11 +193,12 @@ def _is_input(graph: Graph, name: str, support: IntegerSupport) -> bool:
 
 
 def _weights(
-    graph: Graph, found: Annotation, schemes: Mapping[str, WeightScheme], wanted: Wanted
+    graph: Graph, found: Annotation, schemes: Mapping[str, WeightScheme], wanted: Wanted, support: IntegerSupport
 ) -> tuple[dict[str, WeightRange], list[str]]:
-    """How each weight in integers is quantised, and a note where it has no groups."""
+    """How each weight in integers is quantised, and a note where it has no groups, or levels that kernels can't add."""
     ranges: dict[str, WeightRange] = {}
     notes = []
+    held = support.weight.high if wanted.activation is None else support.top
     for name, axis, scheme in _each(found, schemes, low=False):
         weight = graph.tensors()[name]
         grouped = scheme.per == "group" and _has_groups(weight, axis, scheme.group)
@@ -205,9 +207,15 @@ def _weights(
             notes.append(f"Quantise scales {found.names[name]} by channel: {shape} has no groups of {scheme.group}.")
         along = _along(scheme, axis)
         value = weight.reshape(-1, scheme.group) if grouped else weight
-        scale = weight_scales(value, scheme.bits, along, wanted.calibration)
-        how = WeightRange(scale, along, -scheme.top, scheme.top, scheme.group if grouped else 0)
+        top = min(scheme.top, held)
+        scale = weight_scales(value, top, along, wanted.calibration)
+        how = WeightRange(scale, along, -top, top, scheme.group if grouped else 0)
         ranges[name] = learned_start(weight, how) if wanted.learns else how
+    if any(how.high < schemes[found.names[name]].top for name, how in ranges.items()):
+        notes.append(
+            f"Quantise gives 8-bit weights the levels -{held} to {held}: the integer kernels of this processor add two "
+            "products in 16 bits, and weights of more levels would give wrong sums."
+        )
     return ranges, notes
 
 

@@ -145,16 +145,16 @@ def affine_error(histogram: Histogram, how: Affine) -> float:
     return float(squares.sum() / histogram.counts.sum())
 
 
-def weight_scales(weight: Tensor, bits: int, axis: int | None, method: Calibration) -> Tensor:
+def weight_scales(weight: Tensor, top: int, axis: int | None, method: Calibration) -> Tensor:
     """Symmetric scales of a weight: [channels], or [1] where `axis` is None.
 
-    Levels are -(2^(bits-1) - 1) to 2^(bits-1) - 1. Min-max gives max abs(w) / highest level,
+    Levels are -top to top. Min-max gives max abs(w) / highest level,
     as does `average`; the others clip it where that lowers the squared error of the channel (percentiles
     and divergences of few values say little).
 
     Args:
         weight: the parameter.
-        bits: of the integers.
+        top: the highest level: 127 of 8 bits.
         axis: the output-channel dimension; None for one scale for all.
         method: as for `activation_range`.
 
@@ -162,7 +162,6 @@ def weight_scales(weight: Tensor, bits: int, axis: int | None, method: Calibrati
     """
     flat = weight.detach().float()
     flat = flat.reshape(1, -1) if axis is None else flat.movedim(axis, 0).flatten(1)  # [C, rest]
-    top = 2 ** (bits - 1) - 1
     full = floored(flat.abs().amax(1) / top)
     if method in ("minmax", "average"):
         return full
