@@ -16,11 +16,12 @@ from trimtab.core.context import Context
 from trimtab.core.task import Task
 from trimtab.graph.capture import capture
 from trimtab.graph.save import save
+from trimtab.hardware.machine import machine
 from trimtab.run import KNOWN, runtime, runtimes
 from trimtab.run.cpu import Cpu
 from trimtab.run.export import export_onnx
 from trimtab.run.fusable import INTEGER
-from trimtab.run.overflow import SIXTEEN, overflows, support_here
+from trimtab.run.overflow import SIXTEEN, overflows, support_here, support_of_flags
 
 
 class Loud(nn.Module):
@@ -99,3 +100,25 @@ def test_a_target_without_a_runtime_keeps_to_what_all_of_them_hold() -> None:
     assert (support_here(None).pairs is not None) == several
     assert support_here(None) is support_here(None)
     assert support_here("executorch").pairs is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "flags", "adds_in_16_bits"),
+    [
+        (None, ("avx2", "fma"), True),
+        ("openvino", ("avx2", "avx512f"), True),
+        ("onnxruntime", ("avx2", "avx512f", "avx512_vnni"), False),
+        ("onnxruntime", ("avx2", "avx_vnni"), False),
+        ("onnxruntime", ("asimd", "asimddp"), False),
+        ("executorch", ("avx2",), False),
+    ],
+)
+def test_another_machine_is_judged_by_its_instructions(runtime, flags, adds_in_16_bits) -> None:
+    assert (support_of_flags(runtime, flags).pairs == SIXTEEN) == adds_in_16_bits
+
+
+def test_the_instructions_of_this_machine_say_what_the_probe_says() -> None:
+    here = machine().flags
+    assert {support_of_flags(r.name, here).pairs for r in runtimes()} == {
+        support_here(r.name).pairs for r in runtimes()
+    }

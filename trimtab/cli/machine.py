@@ -78,7 +78,7 @@ def doctor(json: Json = False) -> int:
         "processor": here.processor,
         "cores": f"{here.cores}, of which {here.usable} logical ones may be used",
         "instructions": ", ".join(here.flags) or "none that the runtimes choose their kernels by",
-        "int8 in hardware": "yes" if _integer(here.flags) else "no: int8 will gain less here",
+        "int8 in hardware": _integers(here.flags),
         "governor": governor,
         "memory": show(here.memory, "byte"),
         "free disk": f"{show(free, 'byte')} in the working folder",
@@ -91,6 +91,11 @@ def doctor(json: Json = False) -> int:
     return 0
 
 
-def _integer(flags: tuple[str, ...]) -> bool:
-    """Instructions that multiply and add int8 into int32 in one step."""
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags))
+def _integers(flags: tuple[str, ...]) -> str:
+    """Whether int8 is multiplied and added into int32 in one step, and what follows where it is not."""
+    from trimtab.run.overflow import support_here
+
+    if {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags):
+        return "yes"
+    kept = f", and 8-bit weights keep to {support_here(None).top} levels a side" if support_here(None).pairs else ""
+    return f"no: int8 will gain less here{kept}"

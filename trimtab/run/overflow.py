@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ SIXTEEN = (1 << 15) - 1
 _HIGH = 127
 _ASKED = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino"], "inductor": ["onnxruntime"]}
 """Who is asked for a runtime: torch (oneDNN) reads no file, and has the same instruction; XNNPACK adds in 32 bits."""
+_EXACT = ("executorch",)
 
 
 @functools.cache
@@ -42,6 +44,18 @@ def support_here(runtime: str | None) -> IntegerSupport:
     asked = [r.name for r in runtimes()] if runtime is None else _ASKED.get(runtime, [])
     support = SUPPORT.get(runtime or "", INTEGER)
     return replace(support, pairs=SIXTEEN) if any(overflows(name) for name in asked) else support
+
+
+def support_of_flags(runtime: str | None, flags: Iterable[str]) -> IntegerSupport:
+    """The same of another machine, which runs no probe: an x86 processor of AVX2 without VNNI adds in 16 bits.
+
+    Args:
+        runtime: its name, or None.
+        flags: the instruction sets that the machine has, as in `hardware.machine.Machine`.
+    """
+    support, known = SUPPORT.get(runtime or "", INTEGER), set(flags)
+    adds = "avx2" in known and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
+    return replace(support, pairs=SIXTEEN) if adds and runtime not in _EXACT else support
 
 
 @functools.cache

@@ -18,8 +18,9 @@ from trimtab.hardware.layer import Layer
 from trimtab.run import runtime as runtime_of
 from trimtab.run.cpu import fastest
 from trimtab.run.device import Clocked
-from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
+from trimtab.run.fusable import IntegerSupport
 from trimtab.run.measure import ROUNDS, Timing, timing
+from trimtab.run.overflow import support_of_flags
 from trimtab.run.remote import wire
 from trimtab.run.remote.about import About, about
 from trimtab.run.remote.client import Client, NotThere, address, ask, fetch, nonsense, sent
@@ -59,7 +60,7 @@ class Remote:
     @property
     def support(self) -> IntegerSupport:
         """What its runtime runs in integers; what all of them do, where there is a choice."""
-        return SUPPORT.get(self.runtime or "", INTEGER)
+        return support_of_flags(self.runtime, self.machine().get("flags", ()))
 
     def available(self) -> str | None:
         """None, or why it does not answer as it should."""
