@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.run.overflow import overflows
+
 
 def onnxruntime_static(source: Path, into: Path, images: list[np.ndarray]) -> None:
-    """`quantize_static` after its own preprocessing: unsigned activations, signed weights by channel, Q/DQ form.
+    """`quantize_static` after its own preprocessing: unsigned activations, signed weights by channel, Q/DQ form;
+    weights of 7 bits where its guide advises them: on processors without VNNI.
 
     Args:
         source: the float file.
@@ -47,6 +50,7 @@ def onnxruntime_static(source: Path, into: Path, images: list[np.ndarray]) -> No
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            reduce_range=overflows("onnxruntime"),
         )
     ready.unlink()
 

@@ -18,10 +18,12 @@ from trimtab.graph.capture import capture
 from trimtab.graph.save import save
 from trimtab.hardware.machine import machine
 from trimtab.run import KNOWN, runtime, runtimes
+from trimtab.run.clean import clean_outputs
 from trimtab.run.cpu import Cpu
 from trimtab.run.export import export_onnx
-from trimtab.run.fusable import INTEGER
-from trimtab.run.overflow import SIXTEEN, overflows, support_here, support_of_flags
+from trimtab.run.fusable import ETHOS_U, INTEGER
+from trimtab.run.overflow import SIXTEEN, clipped, overflows, support_here, support_of_flags
+from trimtab.run.score import file_outputs
 
 
 class Loud(nn.Module):
@@ -76,6 +78,29 @@ def test_the_probe_tells_what_a_network_of_all_levels_meets(name: str, tmp_path:
     expected = graph(images).detach().numpy()
     wrong = bool(np.abs(found - expected).max() > 0.02 * np.abs(expected).max())
     assert wrong == overflows(name)
+
+
+def test_what_another_device_runs_is_scored_as_its_file_says(tmp_path: Path) -> None:
+    """A network of all levels, as an NPU has them: no kernel of this processor changes its outputs here."""
+    model, images = loud()
+    graph = quantised(model, images, ETHOS_U)
+    export_onnx(graph, tmp_path / "model.onnx")
+    found, _ = file_outputs(tmp_path / "model.onnx", "onnxruntime", [images], "test")
+    clean = clean_outputs(tmp_path / "model.onnx", "onnxruntime", [images])
+    expected = graph(images).detach()
+    for each in (found, clean):
+        assert float((each - expected).abs().max()) <= 0.02 * float(expected.abs().max())
+
+
+def test_only_levels_beyond_the_highest_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = loud()
+    for name, support in (("wide", INTEGER), ("narrow", replace(INTEGER, pairs=SIXTEEN))):
+        export_onnx(quantised(model, images, support), tmp_path / f"{name}.onnx")
+    monkeypatch.setattr("trimtab.run.overflow.support_here", lambda name: replace(INTEGER, pairs=SIXTEEN))
+    assert clipped(tmp_path / "wide.onnx", "onnxruntime")
+    assert not clipped(tmp_path / "narrow.onnx", "onnxruntime")
+    monkeypatch.setattr("trimtab.run.overflow.support_here", lambda name: INTEGER)
+    assert not clipped(tmp_path / "wide.onnx", "onnxruntime")
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -40,19 +40,21 @@ class OnnxRuntime:
         """The ONNX file itself, and its external data."""
         return onnx_files(file)
 
-    def load(self, path: Path, batch: int | None = None, threads: int = 1) -> OrtSession:
-        """Optimise and load a file (see `Runtime.load`)."""
+    def load(self, path: Path, batch: int | None = None, threads: int = 1, *, fused: bool = True) -> OrtSession:
+        """Optimise and load a file (see `Runtime.load`); unfused, integers are multiplied as floats."""
         missing = self.available()
         if missing:
             raise RuntimeMissing("onnxruntime", got="not installed", do=missing.partition(". ")[2] + ".")
         read_onnx(path)
-        return OrtSession(_session(path, _options(batch, threads)), batch)
+        return OrtSession(_session(path, _options(batch, threads, fused)), batch)
 
 
-def _options(batch: int | None, threads: int) -> Any:
+def _options(batch: int | None, threads: int, fused: bool = True) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
+from trimtab.run.onnxruntime import OnnxRuntime
+from trimtab.run.runtime import Session, read_onnx
 
 CHANNELS = 64
 SIXTEEN = (1 << 15) - 1
@@ -69,6 +71,33 @@ def overflows(runtime: str) -> bool:
         with closing(runtime_of(runtime).load(file, 1)) as session:
             (found,) = session.run([np.ones((1, CHANNELS, 4, 4), np.float32)])
     return bool(np.abs(found - CHANNELS * _HIGH).max() > CHANNELS)
+
+
+def clipped(path: Path, runtime: str) -> bool:
+    """Whether a file, made for another device, has weights whose sums a runtime's kernels here would clip."""
+    if not support_here(runtime).pairs:
+        return False
+    from onnx import TensorProto, numpy_helper
+
+    held, top = read_onnx(path).graph.initializer, support_here(runtime).top
+    levels = (numpy_helper.to_array(t, str(path.parent)) for t in held if t.data_type == TensorProto.INT8)
+    return any(int(np.abs(each.astype(np.int16)).max(initial=0)) > top for each in levels)
+
+
+def faithful(path: Path, runtime: str, batch: int | None = None, threads: int = 1) -> Session:
+    """A session whose outputs are the file's: fused as the runtime does where nothing is clipped, else in floats.
+
+    Args:
+        path: the ONNX file.
+        runtime: to load it in.
+        batch: as in `Runtime.load`.
+        threads: that it may use.
+    """
+    from trimtab.run import runtime as runtime_of
+
+    if clipped(path, runtime):
+        return OnnxRuntime().load(path, batch, threads, fused=False)
+    return runtime_of(runtime).load(path, batch, threads)
 
 
 def _write(file: Path) -> None:

@@ -14,7 +14,7 @@ from trimtab.run.ethos.integers import whole
 from trimtab.run.ethos.lower import Lowered
 from trimtab.run.ethos.vela import silent
 from trimtab.run.export import INTEGER_TOLERANCE, difference
-from trimtab.run.onnxruntime import OnnxRuntime
+from trimtab.run.overflow import faithful
 from trimtab.run.runtime import Array
 
 _SAMPLES = 4
@@ -32,7 +32,7 @@ def check_numbers(graph: Graph, program: Lowered, file: Path) -> None:
         return
     inputs = graph.example(_SAMPLES, seed=1)[0].numpy()
     found = outputs(graph, program.parts[0].network, inputs)
-    session = OnnxRuntime().load(file, _SAMPLES)
+    session = faithful(file, "onnxruntime", _SAMPLES)
     expected = session.run([inputs])[0]
     session.close()
     wrong = difference(found, expected, quantised=True)
