@@ -21,6 +21,7 @@ from trimtab.graph.capture import capture
 from trimtab.graph.fuse import for_inference
 from trimtab.graph.model import Graph
 from trimtab.run.export import export_onnx
+from trimtab.run.overflow import support_here
 
 
 def captured(model: nn.Module, example: Any = None) -> tuple[Graph, Context]:
@@ -110,8 +111,9 @@ def test_equals_torchao() -> None:
     aten = torch.ops.aten
     affine, symmetric = torch.per_tensor_affine, torch.per_channel_symmetric
     act = QuantizationSpec(torch.uint8, MinMaxObserver, quant_min=0, quant_max=255, qscheme=affine)
+    top = support_here(None).top
     weight = QuantizationSpec(
-        torch.int8, PerChannelMinMaxObserver, quant_min=-127, quant_max=127, qscheme=symmetric, ch_axis=0
+        torch.int8, PerChannelMinMaxObserver, quant_min=-top, quant_max=top, qscheme=symmetric, ch_axis=0
     )
 
     class Same(Quantizer):  # type: ignore[misc]
