@@ -23,7 +23,7 @@ from trimtab.run.ethos.numbers import outputs
 from trimtab.run.ethos.vela import compiled
 from trimtab.run.export import export_onnx
 from trimtab.run.fusable import ETHOS_U
-from trimtab.run.onnxruntime import OnnxRuntime
+from trimtab.run.overflow import faithful
 
 pytest.importorskip("executorch")
 pytest.importorskip("ethosu.vela")
@@ -88,7 +88,7 @@ def test_what_it_computes_is_what_the_onnx_file_computes(file):
     device = EthosU(read("ethos-u55-128"))
     graph, x = load(file.parent), images(8).numpy()
     found = outputs(graph, _of(file, device.configuration).parts[0].network, x)
-    session = OnnxRuntime().load(file, 8)
+    session = faithful(file, "onnxruntime", 8)
     expected = session.run([x])[0]
     step = next(iter(graph.net.graph.output_node().all_input_nodes)).args[1]
     quanta = abs(found - expected) / step

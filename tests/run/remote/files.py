@@ -18,6 +18,9 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (1, 8, 12, 12)).astype(np.uint
 def integer(path: Path, layer: Layer = LAYER) -> Path:
     """A quantised convolution, of bytes."""
     model, _ = branches([layer], "int8", 1)
+    for held in model.graph.initializer:  # so that no processor's kernels clip their sums
+        if held.data_type == TensorProto.INT8:
+            held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held) // 2, held.name))
     path.write_bytes(model.SerializeToString())
     return path
 

@@ -20,7 +20,7 @@ from trimtab.run.cpu import fastest
 from trimtab.run.device import Clocked
 from trimtab.run.fusable import IntegerSupport
 from trimtab.run.measure import ROUNDS, Timing, timing
-from trimtab.run.overflow import support_of_flags
+from trimtab.run.overflow import faithful, support_of_flags
 from trimtab.run.remote import wire
 from trimtab.run.remote.about import About, about
 from trimtab.run.remote.client import Client, NotThere, address, ask, fetch, nonsense, sent
@@ -210,11 +210,10 @@ class Remote:
 
     def _strays(self, file: Path, runtime: str, inputs: Sequence[Array], target: Target) -> tuple[str, ...]:
         """A sentence where outputs there are not those here, so that a score taken here may not hold there."""
-        local = runtime_of(runtime)
-        if local.available() is not None:
+        if runtime_of(runtime).available() is not None:
             return (f"The outputs were not checked there: {runtime} is not installed here.",)
         there = self.outputs(file, runtime, inputs, target.threads)
-        with closing(local.load(file, target.batch, target.threads)) as session:
+        with closing(faithful(file, runtime, target.batch, target.threads)) as session:
             here = session.run(inputs)
         shapes = [[list(array.shape) for array in arrays] for arrays in (here, there)]
         if shapes[0] != shapes[1]:
