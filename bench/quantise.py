@@ -1,7 +1,7 @@
 """Quantisation of ResNet-56 and ResNet-20 on CIFAR-10 to every number of bits, beside what other tools make of them.
 
     python bench/quantise.py [--only ROW...] [--minutes 30] [--seconds 10] [--runs FOLDER]
-                              [--time] [--table]
+                              [--time] [--table] [--out FILE]
 
 Every row has a folder of its own under `--runs`; a row that is done is not done again, a training that was killed
 goes on, and `--table` writes the table of what is there. The table goes to bench/results/quantise.md.
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="to time each row for")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quantise")
     parser.add_argument("--time", action="store_true", help="time rows that are done once more")
+    parser.add_argument("--out", type=Path, default=RESULT, help="of the table: one for each machine")
     parser.add_argument("--table", action="store_true", help="write the table of what is there, run nothing")
     options = parser.parse_args()
     if not options.table:
@@ -134,8 +135,8 @@ def main() -> None:
             run(row, options)
     done = {name: options.runs / name / "facts.json" for name in ROWS}
     text = report({name: read_json(path) for name, path in done.items() if path.exists()}, __doc__ or "")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(text, encoding="utf-8")
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
     print(text)
 
 
