@@ -18,9 +18,9 @@ from trimtab.graph.model import Graph
 from trimtab.graph.modes import set_mode
 from trimtab.pipeline.layer_costs import OTHERS, decibel, layer_costs
 from trimtab.pipeline.switched import Switched
+from trimtab.run.overflow import support_here
 
 CULPRIT = "layer2.0.conv2"
-from trimtab.run.overflow import support_here
 
 
 @pytest.fixture(scope="module")
