@@ -8,7 +8,7 @@ WORKERS ?= 2
 .PHONY: demo test check bench docs setup
 
 demo: $(READY)
-	$(BIN)/trimtab fit examples/digits.py --max-drop 0.01 --hours 0.03 --out runs/digits
+	$(BIN)/trimtab fit examples/digits.py --max-drop 0.01 --hours 0.025 --out runs/digits
 	@echo "The report: $(CURDIR)/runs/digits/report.html"
 
 test: $(READY)
