@@ -96,9 +96,13 @@ def test_only_levels_beyond_the_highest_are_clipped(tmp_path: Path, monkeypatch:
     model, images = loud()
     for name, support in (("wide", INTEGER), ("narrow", replace(INTEGER, pairs=SIXTEEN))):
         export_onnx(quantised(model, images, support), tmp_path / f"{name}.onnx")
+    context = Context(Task(model, images[:2]), support=INTEGER)
+    alone = Quantise(activation=None).apply(capture(model, images[:2]), context)
+    export_onnx(alone, tmp_path / "weights.onnx")
     monkeypatch.setattr("trimtab.run.overflow.support_here", lambda name: replace(INTEGER, pairs=SIXTEEN))
     assert clipped(tmp_path / "wide.onnx", "onnxruntime")
     assert not clipped(tmp_path / "narrow.onnx", "onnxruntime")
+    assert not clipped(tmp_path / "weights.onnx", "onnxruntime")
     monkeypatch.setattr("trimtab.run.overflow.support_here", lambda name: INTEGER)
     assert not clipped(tmp_path / "wide.onnx", "onnxruntime")
 
@@ -143,7 +147,5 @@ def test_another_machine_is_judged_by_its_instructions(runtime, flags, adds_in_1
 
 
 def test_the_instructions_of_this_machine_say_what_the_probe_says() -> None:
-    here = machine().flags
-    assert {support_of_flags(r.name, here).pairs for r in runtimes()} == {
-        support_here(r.name).pairs for r in runtimes()
-    }
+    names, here = [r.name for r in runtimes()], machine().flags
+    assert [support_of_flags(name, here).pairs for name in names] == [support_here(name).pairs for name in names]

@@ -2,8 +2,7 @@
 
 Without VNNI an x86 processor multiplies unsigned by signed bytes with `vpmaddubsw`, which adds two products and clips
 the sum to 16 bits: 255 x 127 + 255 x 127 is twice what they hold, and the network then answers something else than it
-was calibrated to. Weights of the levels -64 to 64 never reach the clip, as 2 x 255 x 64 < 2^15, in the same kernels and
-the same time.
+was calibrated to. Weights of the levels -64 to 64 never reach the clip, as 2 x 255 x 64 < 2^15, in the same kernels.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW; ONNX Runtime's documentation on
 quantisation calls weights of 7 bits `reduce_range`, NNCF an overflow fix.
@@ -25,13 +24,13 @@ from trimtab.run.fusable import INTEGER, SUPPORT, IntegerSupport
 from trimtab.run.onnxruntime import OnnxRuntime
 from trimtab.run.runtime import Session, read_onnx
 
+_ROUNDS = ("QuantizeLinear", "DynamicQuantizeLinear")
 CHANNELS = 64
 SIXTEEN = (1 << 15) - 1
 """The greatest sum of two products that such kernels hold."""
 _HIGH = 127
 _ASKED = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino"], "inductor": ["onnxruntime"]}
 """Who is asked for a runtime: torch (oneDNN) reads no file, and has the same instruction; XNNPACK adds in 32 bits."""
-_EXACT = ("executorch",)
 
 
 @functools.cache
@@ -57,7 +56,7 @@ def support_of_flags(runtime: str | None, flags: Iterable[str]) -> IntegerSuppor
     """
     support, known = SUPPORT.get(runtime or "", INTEGER), set(flags)
     adds = "avx2" in known and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
-    return replace(support, pairs=SIXTEEN) if adds and runtime not in _EXACT else support
+    return replace(support, pairs=SIXTEEN) if adds and (runtime is None or runtime in _ASKED) else support
 
 
 @functools.cache
@@ -79,8 +78,11 @@ def clipped(path: Path, runtime: str) -> bool:
         return False
     from onnx import TensorProto, numpy_helper
 
-    held, top = read_onnx(path).graph.initializer, support_here(runtime).top
-    levels = (numpy_helper.to_array(t, str(path.parent)) for t in held if t.data_type == TensorProto.INT8)
+    graph, top = read_onnx(path).graph, support_here(runtime).top
+    if not any(node.op_type in _ROUNDS for node in graph.node):
+        return False  # integers are weights alone: no product of two
+    held = (t for t in graph.initializer if t.data_type == TensorProto.INT8)
+    levels = (numpy_helper.to_array(t, str(path.parent)) for t in held)
     return any(int(np.abs(each.astype(np.int16)).max(initial=0)) > top for each in levels)
 
 
